@@ -1,0 +1,170 @@
+//! Metrics and logs.
+//!
+//! Labels are bounded: routes, dimensions, outcomes; never a tenant, a path or a model as a client sent it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+/// One label with a value from a bounded set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Label(pub &'static str, pub Cow<'static, str>);
+
+impl EncodeLabelSet for Label {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        use prometheus_client::encoding::EncodeLabel;
+        (self.0, self.1.as_ref()).encode(encoder.encode_label())
+    }
+}
+
+/// Everything that `/metrics` shows. Handles are atomics: cheap to bump from anywhere.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Client connections open now.
+    pub connections: Gauge,
+    /// Client connections turned away because `max_connections` were open.
+    pub connections_refused: Counter,
+    /// Requests that are not HTTP as it should be: answered 4xx by us, nothing forwarded.
+    pub bad_requests: Counter,
+    /// Requests passed through unmetered.
+    pub passed_through: Counter,
+    /// Metered requests, by `outcome`.
+    pub requests: Family<Label, Counter>,
+    /// Refusals for quota, by `dimension`.
+    pub refusals: Family<Label, Counter>,
+    /// What would have been refused in shadow mode, by `dimension`.
+    pub shadow_refusals: Family<Label, Counter>,
+    /// Other answers made by the gateway, by `code`.
+    pub replies: Family<Label, Counter>,
+    /// From sending a metered request to the end of the upstream's answer.
+    pub upstream_seconds: Histogram,
+    /// From sending a metered request to the head of the upstream's answer.
+    pub first_byte_seconds: Histogram,
+    /// What the gateway itself added to a metered request: before sending, and holding the end.
+    pub overhead_seconds: Histogram,
+    /// Metered exchanges in flight.
+    pub exchanges: Gauge,
+    /// Reservations held now. Equals `exchanges` in flight past admission.
+    pub reservations: Gauge,
+    /// Tenants with state in memory.
+    pub tenants: Gauge,
+    /// Tokens charged, by `source`.
+    pub tokens: Family<Label, Counter>,
+    /// Answers that could not be metered whole, by `flag`.
+    pub unmetered: Family<Label, Counter>,
+    /// Answers from a model without a price of its own.
+    pub unknown_models: Counter,
+    /// Tenants on a plan that the config does not know.
+    pub unknown_plans: Counter,
+    /// Counting jobs not taken because the counting queue was full: estimated instead.
+    pub counts_estimated: Counter,
+    /// Look-ups in the service's database, by `answer`: hit, known, absent, stale, unavailable.
+    pub look_ups: Family<Label, Counter>,
+    /// Records handed to the journal.
+    pub events_queued: Counter,
+    /// Records written to Postgres.
+    pub events_written: Counter,
+    /// Records lost: journal and memory were full.
+    pub events_lost: Counter,
+    /// Records set aside in the dead-letter file.
+    pub events_dead: Counter,
+    /// Records found damaged in the journal and kept aside.
+    pub events_damaged: Counter,
+    /// Batches that Postgres did not take, to be tried again.
+    pub ship_retries: Counter,
+    /// Records in the journal that Postgres has not acknowledged.
+    pub journal_records: Gauge,
+    /// Bytes of the journal's segments.
+    pub journal_bytes: Gauge,
+    /// 1 while the journal can be written.
+    pub journal_healthy: Gauge,
+    /// 1 while Postgres answers.
+    pub database_up: Gauge,
+    /// Connections of the pool.
+    pub pool_size: Gauge,
+    /// Of them, idle.
+    pub pool_idle: Gauge,
+    /// Config reloads, by `result`.
+    pub reloads: Family<Label, Counter>,
+    /// Aggregation runs, by `result`.
+    pub aggregations: Family<Label, Counter>,
+}
+
+/// Bucket bounds in seconds: 50 µs to 2 minutes, for upstreams that think and a gateway that should not.
+const SECONDS: [f64; 20] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0, 120.0,
+];
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("tollgate");
+        let r = &mut registry;
+        let seconds = || Histogram::new(SECONDS);
+        let metrics = Self {
+            connections: add(r, "connections", "Client connections open", Gauge::default()),
+            connections_refused: add(r, "connections_refused", "Client connections over the cap", Counter::default()),
+            bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
+            passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),
+            requests: add(r, "requests", "Metered requests by outcome", Family::default()),
+            refusals: add(r, "refusals", "Requests refused for quota, by dimension", Family::default()),
+            shadow_refusals: add(r, "shadow_refusals", "Requests that shadow mode let through", Family::default()),
+            replies: add(r, "replies", "Other answers made by the gateway, by code", Family::default()),
+            upstream_seconds: add(r, "upstream_seconds", "Upstream time of metered requests", seconds()),
+            first_byte_seconds: add(r, "first_byte_seconds", "Upstream time to the answer's head", seconds()),
+            overhead_seconds: add(r, "overhead_seconds", "Time the gateway itself added", seconds()),
+            exchanges: add(r, "exchanges", "Metered exchanges in flight", Gauge::default()),
+            reservations: add(r, "reservations", "Reservations held", Gauge::default()),
+            tenants: add(r, "tenants", "Tenants with state in memory", Gauge::default()),
+            tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
+            unmetered: add(r, "unmetered", "Answers not metered whole, by reason", Family::default()),
+            unknown_models: add(r, "unknown_models", "Answers of a model without a price", Counter::default()),
+            unknown_plans: add(r, "unknown_plans", "Look-ups that gave an unknown plan", Counter::default()),
+            counts_estimated: add(r, "counts_estimated", "Counts estimated under load", Counter::default()),
+            look_ups: add(r, "look_ups", "Tenant and plan look-ups, by answer", Family::default()),
+            events_queued: add(r, "events_queued", "Records handed to the journal", Counter::default()),
+            events_written: add(r, "events_written", "Records written to Postgres", Counter::default()),
+            events_lost: add(r, "events_lost", "Records lost", Counter::default()),
+            events_dead: add(r, "events_dead", "Records in the dead-letter file", Counter::default()),
+            events_damaged: add(r, "events_damaged", "Damaged journal records kept aside", Counter::default()),
+            ship_retries: add(r, "ship_retries", "Batches to be tried again", Counter::default()),
+            journal_records: add(r, "journal_records", "Records not yet acknowledged", Gauge::default()),
+            journal_bytes: add(r, "journal_bytes", "Bytes of journal segments", Gauge::default()),
+            journal_healthy: add(r, "journal_healthy", "1 while the journal can be written", Gauge::default()),
+            database_up: add(r, "database_up", "1 while Postgres answers", Gauge::default()),
+            pool_size: add(r, "pool_size", "Connections of the pool", Gauge::default()),
+            pool_idle: add(r, "pool_idle", "Idle connections of the pool", Gauge::default()),
+            reloads: add(r, "reloads", "Config reloads, by result", Family::default()),
+            aggregations: add(r, "aggregations", "Aggregation runs, by result", Family::default()),
+            registry,
+        };
+        Arc::new(metrics)
+    }
+
+    /// The page in OpenMetrics text, which Prometheus reads.
+    pub fn encode(&self) -> String {
+        let mut page = String::with_capacity(16 * 1024);
+        match prometheus_client::encoding::text::encode(&mut page, &self.registry) {
+            Ok(()) => page,
+            Err(_) => String::from("# EOF\n"),
+        }
+    }
+}
+
+/// Bumps the counter of one label.
+pub fn bump(family: &Family<Label, Counter>, name: &'static str, value: impl Into<Cow<'static, str>>) {
+    family.get_or_create(&Label(name, value.into())).inc();
+}
+
+fn add<M: Metric + EncodeMetric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}

@@ -1,0 +1,12 @@
+//! The integration tests: one binary, real parts.
+
+mod admin;
+mod architecture;
+mod config;
+mod demo;
+mod faults;
+mod gateway;
+mod harness;
+mod postgres;
+mod recording;
+mod sql;
