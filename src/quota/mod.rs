@@ -91,8 +91,18 @@ impl Enforcer {
         unimplemented!()
     }
 
+    /// x
+    pub fn amend(&self, _tenant: &TenantId, _charges: &[Charge]) {
+        unimplemented!()
+    }
+
     /// How a tenant stands now, in every dimension that it has.
-    pub fn standings(&self, _tenant: &TenantId, _entitlement: &Entitlement, _now: Timestamp) -> Vec<Standing> {
+    pub fn standings(
+        &self,
+        _tenant: &TenantId,
+        _entitlement: &Entitlement,
+        _now: Timestamp,
+    ) -> Vec<Standing> {
         unimplemented!()
     }
 
