@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::config::{IdentifyConfig, RouteConfig, ServerConfig, UpstreamConfig};
@@ -12,10 +13,11 @@ use super::route::Table;
 use crate::meter::counting::Counter;
 use crate::meter::{self, Formats};
 use crate::model::price::PriceTable;
-use crate::quota::{Enforcer, Plans};
+use crate::model::tenant::TenantId;
+use crate::quota::{Enforcer, Entitlement, Plans};
 use crate::record::Recorder;
 use crate::telemetry::Metrics;
-use crate::tenant::Directory;
+use crate::tenant::{Answer, Directory};
 
 /// What a reload can change.
 #[derive(Debug)]
@@ -46,19 +48,54 @@ pub struct PolicyParts<'a> {
 
 /// A policy that can't work; one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PolicyError(pub String);
+pub enum PolicyError {
+    /// Something about the routes.
+    #[error("{0}")]
+    Routes(String),
+    /// Something about the tenant sources.
+    #[error("{0}")]
+    Sources(String),
+}
+
+impl PolicyError {
+    /// The config key that it is about.
+    pub fn key(&self) -> &'static str {
+        match self {
+            PolicyError::Routes(_) => "routes",
+            PolicyError::Sources(_) => "tenant.sources",
+        }
+    }
+}
 
 impl Policy {
     /// Checks and compiles a policy.
     pub fn new(parts: PolicyParts<'_>) -> Result<Self, PolicyError> {
         Ok(Self {
-            routes: Table::new(parts.routes, parts.formats).map_err(PolicyError)?,
-            rules: Rules::new(parts.identify).map_err(PolicyError)?,
+            routes: Table::new(parts.routes, parts.formats).map_err(PolicyError::Routes)?,
+            rules: Rules::new(parts.identify).map_err(PolicyError::Sources)?,
             plans: parts.plans,
             prices: parts.prices,
             meter: parts.meter,
         })
+    }
+}
+
+impl Policy {
+    /// A tenant's limits under this policy.
+    pub(crate) async fn entitlement(
+        &self,
+        directory: &Arc<Directory>,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Entitlement {
+        let plan = match &self.rules.plan_query {
+            Some(query) => match directory.look_up(query, tenant.as_str()).await {
+                Answer::Known(plan) => Some(plan),
+                Answer::Absent | Answer::Unavailable => None,
+            },
+            None => None,
+        };
+        self.plans.entitlement(tenant, plan.as_deref(), now)
     }
 }
 
@@ -87,4 +124,12 @@ pub struct Core {
     pub cutting: AtomicBool,
     /// Settlements that outlive their connection. Closed and waited for at the stop.
     pub tasks: TaskTracker,
+}
+
+impl Core {
+    /// A tenant's limits: its plan by the service's database or the last that it said, else the default plan.
+    pub async fn entitlement(&self, tenant: &TenantId, now: Timestamp) -> (Entitlement, Arc<Plans>) {
+        let policy = self.policy.load_full();
+        (policy.entitlement(&self.directory, tenant, now).await, policy.plans.clone())
+    }
 }

@@ -24,9 +24,6 @@ use super::tap::tap;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
-use crate::model::tenant::TenantId;
-use crate::quota::Entitlement;
-use crate::tenant::Answer;
 
 /// Everything that one metered request needs.
 #[derive(Debug)]
@@ -55,7 +52,8 @@ impl Exchange<'_> {
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
         };
-        let entitlement = self.entitlement(&identity.tenant).await;
+        let entitlement =
+            self.policy.entitlement(&self.core.directory, &identity.tenant, self.arrival.at).await;
 
         let subject = self.subject(&head, identity, inspected.unwrap_or_default());
         let mut settlement = Settlement::open(
@@ -117,18 +115,6 @@ impl Exchange<'_> {
         let evidence =
             Evidence { headers: &head.headers, target: &head.uri, peer: self.caller.peer, body: inspected };
         self.policy.rules.identify(&evidence, &self.core.directory).await
-    }
-
-    /// The tenant's limits: its plan by the service's database or the last that it said, else the default plan.
-    async fn entitlement(&self, tenant: &TenantId) -> Entitlement {
-        let plan = match &self.policy.rules.plan_query {
-            Some(query) => match self.core.directory.look_up(query, tenant.as_str()).await {
-                Answer::Known(plan) => Some(plan),
-                Answer::Absent | Answer::Unavailable => None,
-            },
-            None => None,
-        };
-        self.policy.plans.entitlement(tenant, plan.as_deref(), self.arrival.at)
     }
 
     async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
