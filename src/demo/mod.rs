@@ -1,1 +1,5 @@
-//! To come.
+//! The one-command demo.
+
+mod replies;
+pub mod service;
+mod sessions;

@@ -1,0 +1,44 @@
+# What a developer types; `make` alone lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+# The load run's target; `make bench-load TOLLGATE=/path/to/tollgate` measures another build.
+TOLLGATE ?=
+
+.PHONY: help demo test lint bench bench-load build
+
+help: ## Lists the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## Shows everything working on this machine; ONCE=1 prints what was metered and stops
+	@scripts/setup
+	cargo build --release --locked --bin tollgate
+	@cargo run --release --locked --quiet --bin tollgate -- demo $(if $(ONCE),--once)
+
+test: ## Runs every test, against a real Postgres and a real nginx
+	@scripts/setup --with-nginx
+	scripts/test
+
+lint: ## Formatting, clippy, documentation, licences: as CI does
+	@scripts/setup --with-lint
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo deny --locked check licenses bans sources
+
+bench: ## Micro-benchmarks, then the load run
+	@scripts/setup --with-bench
+	cargo bench --locked
+	@$(MAKE) --no-print-directory bench-load
+
+bench-load: ## Requests/s, latency, CPU and memory per request and stream, against nginx (Linux)
+	@scripts/setup --with-bench
+	$(if $(TOLLGATE),,cargo build --release --locked --bin tollgate)
+	cargo build --release --locked --example load
+	$(if $(TOLLGATE),TOLLGATE=$(TOLLGATE)) benches/load/run
+
+build: ## The release binary, target/release/tollgate
+	@scripts/setup
+	cargo build --release --locked --bin tollgate
