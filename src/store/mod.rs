@@ -1,5 +1,9 @@
 //! The only SQL.
 
+pub mod audit;
+pub mod report;
+pub mod usage;
+
 use std::time::Duration;
 
 /// The database that Tollgate writes to.
