@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::effective::{Change, Effective};
@@ -93,6 +94,7 @@ pub struct Settings {
     pub aggregate_interval: Duration,
     effective: Effective,
     warnings: Vec<String>,
+    environment: Arc<BTreeMap<String, String>>,
 }
 
 impl fmt::Debug for Settings {
@@ -122,10 +124,16 @@ impl Settings {
         faults.sort();
         match checked {
             Some(settings) if faults.0.is_empty() => {
-                Ok(Self { effective: Effective(leaves), warnings, ..settings })
+                let environment = Arc::new(environment.clone());
+                Ok(Self { effective: Effective(leaves), warnings, environment, ..settings })
             }
             _ => Err(faults),
         }
+    }
+
+    /// Reads the same file again, with the same environment: what a reload comes to.
+    pub fn reload(&self) -> Result<Self, Faults> {
+        Self::load(self.file.as_deref(), &self.environment)
     }
 
     /// What is no fault, but can't work, or lets anyone be anyone.
@@ -222,6 +230,7 @@ fn check(
         aggregate_interval: aggregate_interval?,
         effective: Effective::default(),
         warnings: Vec::new(),
+        environment: Arc::default(),
     })
 }
 

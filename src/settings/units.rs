@@ -145,16 +145,16 @@ pub(super) fn database_url(text: &str) -> Result<String, String> {
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
         return Err(format!("is no Postgres URL: {example}"));
     }
-    // tokio-postgres knows no `verify-…`; which mode it is, the store decides.
+    // tokio-postgres knows not all of libpq's TLS options; what they mean, the store decides.
     let (base, query) = text.split_once('?').unwrap_or((text, ""));
     let mut kept = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
-            Some(("sslmode", "disable" | "prefer" | "require" | "verify-ca" | "verify-full")) => {}
+            Some(("sslmode", "disable" | "allow" | "prefer" | "require" | "verify-ca" | "verify-full")) => {}
             Some(("sslmode", mode)) => {
                 return Err(format!("has sslmode={mode:?}: write disable, prefer, require or verify-full"));
             }
-            Some(("sslrootcert", _)) => {}
+            Some(("sslrootcert" | "sslcert" | "sslkey", _)) => {}
             _ => kept.push(pair),
         }
     }

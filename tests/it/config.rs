@@ -413,6 +413,17 @@ fn a_reload_tells_what_changed_and_what_needs_a_restart() {
 }
 
 #[test]
+fn a_reload_reads_the_same_file_again_with_the_same_environment() {
+    let file = File::with("[server]\nworkers = 1\n");
+    let settings = file.load(&environment([("TOLLGATE__SERVER__MAX_CONNECTIONS", "5")])).unwrap();
+    std::fs::write(file.0.path(), "[server]\nworkers = 2\n").unwrap();
+    let again = settings.reload().unwrap();
+    assert_eq!((again.server.workers, again.server.max_connections), (2, 5));
+    std::fs::write(file.0.path(), "[server]\nworkers = \n").unwrap();
+    assert!(settings.reload().is_err());
+}
+
+#[test]
 fn a_fault_found_when_a_value_is_used_names_its_key_and_place() {
     let settings = load_with([("TOLLGATE__SERVER__LISTEN", "127.0.0.1:1")]);
     let fault = settings.fault("server.listen", "is taken");
