@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::effective::{Change, Effective};
-use super::fault::{Fault, Faults};
-use super::layers::{self, BUILT_IN, Layers};
+use super::fault::{BUILT_IN, Fault, Faults};
+use super::layers::Layers;
 use super::reader::{Findings, Report};
-use super::{parts, prices, routes, tenants};
+use super::{parts, prices, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, meter, proxy, quota, record, store, tenant};
@@ -119,7 +119,7 @@ impl Settings {
         let report = Report::new(&layers, unreadable);
         let checked = check(&report, file, environment);
         let Findings { faults, mut warnings, leaves, .. } = report.finish();
-        warnings.extend(layers::near_misses(environment, &SECTIONS));
+        warnings.extend(variables::near_misses(environment, &SECTIONS));
         let mut faults = Faults(faults);
         faults.sort();
         match checked {

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use config::{Value, ValueKind};
 
-use super::layers::{Step, bare_or_quoted, dotted};
+use super::path::{Step, bare_or_quoted, dotted};
 
 /// One key with its value. Holds no secret: of the value only what may be shown, and a hash to tell a change.
 #[derive(Clone, Debug)]

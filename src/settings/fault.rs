@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How faults name the default that is compiled in.
+pub(super) const BUILT_IN: &str = "built-in default";
+
 /// Everything that is wrong with a config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(pub Vec<Fault>);

@@ -12,8 +12,10 @@ use std::time::Duration;
 use config::{Map, Value, ValueKind};
 
 use super::effective::Leaf;
+use super::fault::BUILT_IN;
 use super::fault::Fault;
-use super::layers::{BUILT_IN, Layers, Step, dotted, inline, quoted};
+use super::layers::Layers;
+use super::path::{Step, dotted, inline, quoted};
 use super::units;
 
 /// What reading has found so far.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::effective::shown_secret;
-use super::layers::bare_or_quoted;
+use super::path::bare_or_quoted;
 use super::reader::{Report, Slot, Table, all};
 use super::units;
 use crate::model::quota::{Dimension, Limits};

@@ -1,5 +1,7 @@
 //! The config, from outside: what a file and an environment come to, and what is said when they are wrong.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
