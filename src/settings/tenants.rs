@@ -131,6 +131,12 @@ fn warn(report: &Report<'_>, identify: &proxy::IdentifyConfig, has_database: boo
             "tenant.trust_header_from holds every address: whoever can reach the gateway can be any tenant",
         );
     }
+    if identify.plan_query.is_some() && !has_database {
+        report.warn(
+            "tenant.plan_query: neither [service_database] nor [database] has a url, and the private Postgres has no \
+             table of the service's: every tenant without an override is on tenant.default_plan",
+        );
+    }
     for (at, source) in identify.sources.iter().enumerate() {
         let source_key = format!("tenant.sources[{at}]");
         match source {

@@ -322,8 +322,12 @@ fn what_cannot_work_or_is_open_to_all_is_warned_of() {
         File::with(text).load(environment).unwrap().warnings().join("\n")
     };
     let bare = warnings("", &Environment::new());
-    for part in ["JWT_SECRET is not set", "no session can be looked up", "ADMIN_TOKEN nor ADMIN_VIEWER_TOKEN"]
-    {
+    for part in [
+        "JWT_SECRET is not set",
+        "no session can be looked up",
+        "tenant.plan_query",
+        "ADMIN_TOKEN nor ADMIN_VIEWER_TOKEN",
+    ] {
         assert!(bare.contains(part), "{part}: {bare}");
     }
     let whole = environment([
@@ -431,6 +435,45 @@ fn a_fault_found_when_a_value_is_used_names_its_key_and_place() {
     let fault = settings.fault("server.listen", "is taken");
     assert_eq!(fault.to_string(), "TOLLGATE__SERVER__LISTEN: server.listen: is taken");
     assert_eq!(settings.fault("server.admin_listen", "is taken").0[0].origin, "built-in default");
+}
+
+/// Whatever is typed, it ends in a config or in faults.
+mod anything {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ends_well(text: &str, variables: &Environment) {
+        match File::with(text).load(variables) {
+            Ok(settings) => assert!(!settings.masked().is_empty()),
+            Err(faults) => {
+                assert!(!faults.0.is_empty() && faults.0.iter().all(|fault| !fault.reason.is_empty()))
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_file_with_a_piece_torn_out(from in 0usize..2_000, length in 0usize..60, instead in "\\PC{0,8}") {
+            for name in ["config/example.toml", "tests/cases/config/broken.toml", "config/default.toml"] {
+                let text: Vec<char> = std::fs::read_to_string(name).unwrap().chars().collect();
+                let from = from.min(text.len());
+                let to = (from + length).min(text.len());
+                let torn: String = text[..from].iter().copied().chain(instead.chars()).chain(text[to..].iter().copied()).collect();
+                ends_well(&torn, &Environment::new());
+            }
+        }
+
+        #[test]
+        fn any_value_of_any_variable(key in "[A-Z_a-z0-9.\\[\\]]{0,20}", value in "\\PC{0,20}") {
+            let keys = [format!("TOLLGATE__{key}"), format!("TOLLGATE__TENANT__{key}"), "TOLLGATE__ROUTES".into()];
+            for key in keys {
+                ends_well("", &[(key, value.clone())].into());
+            }
+        }
+    }
 }
 
 fn tollgate<const N: usize>(arguments: &[&str], variables: [(&str, &str); N]) -> Output {
