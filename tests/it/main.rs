@@ -7,6 +7,7 @@ mod demo;
 mod faults;
 mod gateway;
 mod harness;
+mod nginx;
 mod postgres;
 mod recording;
 mod sql;
