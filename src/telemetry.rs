@@ -95,6 +95,8 @@ pub struct Metrics {
     pub reloads: Family<Label, Counter>,
     /// Aggregation runs, by `result`.
     pub aggregations: Family<Label, Counter>,
+    /// Admin calls turned away for their credentials, by `code`.
+    pub admin_refusals: Family<Label, Counter>,
 }
 
 /// Bucket bounds in seconds: 50 µs to 2 minutes, for upstreams that think and a gateway that should not.
@@ -169,6 +171,7 @@ impl Metrics {
             pool_idle: add(r, "pool_idle", "Idle connections of the pool", Gauge::default()),
             reloads: add(r, "reloads", "Config reloads, by result", Family::default()),
             aggregations: add(r, "aggregations", "Aggregation runs, by result", Family::default()),
+            admin_refusals: add(r, "admin_refusals", "Admin calls turned away, by code", Family::default()),
             registry,
         };
         Arc::new(metrics)

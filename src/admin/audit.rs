@@ -20,7 +20,6 @@ use super::params::{Params, days_before};
 use super::problem::Problem;
 use crate::model::event::{Actor, AuditEvent, AuditResult};
 use crate::store::audit::{self, Place, Question, Resolution};
-use crate::store::usage::Between;
 
 const PARAMETERS: [&str; 8] =
     ["tenantId", "eventType", "category", "result", "startDate", "endDate", "limit", "cursor"];
@@ -45,7 +44,8 @@ const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// What the middleware knows of the caller, for handlers that record who did something.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    pub(super) role: Role,
+    /// `None` where the credentials gave none.
+    pub(super) role: Option<Role>,
     pub(super) peer: IpAddr,
     pub(super) request_id: String,
 }
@@ -63,7 +63,7 @@ pub(super) async fn list(
         let choices: Vec<_> = choices.iter().map(|c| (*c, Some(*c))).collect();
         params.choice(name, &choices, None)
     };
-    let range = params.range(now, |end| days_before(end, DEFAULT_DAYS))?;
+    let between = params.range(now, |end| days_before(end, DEFAULT_DAYS))?;
     let (event_type, category) = (params.word("eventType")?, choice("category", &CATEGORIES)?);
     let result = choice("result", &RESULTS)?;
     let asked = format!("audit {tenant:?} {event_type:?} {category:?} {result:?}");
@@ -74,7 +74,7 @@ pub(super) async fn list(
         event_type,
         category,
         result,
-        between: Between { start: range.start, end: range.end },
+        between,
         limit: params.limit()?,
         after,
     };
@@ -84,8 +84,8 @@ pub(super) async fn list(
         return answer::csv(&events, "attachment; filename=\"audit.csv\"", next.as_deref());
     }
     answer::json(&List {
-        start_date: rfc3339(range.start),
-        end_date: rfc3339(range.end),
+        start_date: rfc3339(between.start),
+        end_date: rfc3339(between.end),
         events: Rows(&events),
         next_cursor: next,
         timestamp: rfc3339(now),
@@ -171,8 +171,6 @@ async fn resolution(body: Body) -> Result<String, Problem> {
 /// Records that somebody's credentials were refused: who and where, and never what was presented.
 pub(super) fn refused(context: &Context, caller: &Refused<'_>, reason: &'static str) {
     let mut event = event(caller.who, "security_violation", "security");
-    event.actor = Actor::System;
-    event.actor_id = None;
     event.entity_type = "admin_api".to_owned();
     event.entity_id = caller.route.map(str::to_owned);
     event.action = "execute".to_owned();
@@ -202,8 +200,11 @@ pub(super) fn event(caller: &Caller, event_type: &str, category: &str) -> AuditE
         entity_type: String::new(),
         entity_id: None,
         action: String::new(),
-        actor: if caller.role == Role::Cron { Actor::System } else { Actor::Admin },
-        actor_id: Some(caller.role.as_str().to_owned()),
+        actor: match caller.role {
+            Some(Role::Operator | Role::Viewer) => Actor::Admin,
+            Some(Role::Cron) | None => Actor::System,
+        },
+        actor_id: caller.role.map(|role| role.as_str().to_owned()),
         old_values: None::<Value>,
         new_values: None,
         summary: None,

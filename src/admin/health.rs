@@ -39,6 +39,9 @@ fn report(health: &Health, status: StatusCode) -> Response {
 
 /// `GET /metrics`, in OpenMetrics text.
 pub(super) async fn metrics(context: extract::State<Arc<Context>>) -> Response {
-    let page = context.state.metrics.encode();
+    let (metrics, pool) = (&context.state.metrics, context.state.store.pool_counts());
+    metrics.pool_size.set(i64::try_from(pool.size).unwrap_or(i64::MAX));
+    metrics.pool_idle.set(i64::try_from(pool.idle).unwrap_or(i64::MAX));
+    let page = metrics.encode();
     answer::plain(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", page)
 }

@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
 use crate::model::tenant::TenantId;
+use crate::store::report::Between;
 
 /// Rows in one page where the call doesn't say.
 pub(super) const DEFAULT_LIMIT: u32 = 100;
@@ -18,13 +19,6 @@ pub(super) const MAX_LIMIT: u32 = 1000;
 const MAX_RANGE_DAYS: i64 = 3_660;
 
 const SECONDS_PER_DAY: i64 = 86_400;
-
-/// A half-open range of time, UTC: `start <= t < end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
-    pub(super) start: Timestamp,
-    pub(super) end: Timestamp,
-}
 
 /// The parameters of one call.
 #[derive(Debug)]
@@ -99,7 +93,7 @@ impl Params {
         &self,
         now: Timestamp,
         default_start: impl FnOnce(Timestamp) -> Timestamp,
-    ) -> Result<Range, Problem> {
+    ) -> Result<Between, Problem> {
         let instant = |name| self.text(name).map(|text| instant(name, text)).transpose();
         // A span must not leave out what is recorded in this very microsecond.
         let end = instant("endDate")?.unwrap_or_else(|| after(now));
@@ -113,7 +107,7 @@ impl Params {
                 format!("the range must not exceed {MAX_RANGE_DAYS} days"),
             ));
         }
-        Ok(Range { start, end })
+        Ok(Between { start, end })
     }
 }
 

@@ -47,6 +47,11 @@ impl Problem {
         Problem::Parameter { name: name.into(), reason: reason.into() }
     }
 
+    /// The word for it, from a bounded set.
+    pub(super) fn code(&self) -> &'static str {
+        self.parts().1
+    }
+
     /// Status, `code` and `error` of the answer.
     fn parts(&self) -> (StatusCode, &'static str, String) {
         match self {
@@ -140,7 +145,7 @@ impl From<StoreError> for Problem {
     /// Logged here, once: what the operator is told names no table and no host.
     fn from(error: StoreError) -> Self {
         let problem = classify(&error);
-        let reason = describe(&error);
+        let reason = error.to_string();
         if problem == Problem::Internal {
             tracing::error!(reason, "an admin query failed");
         } else {
@@ -160,24 +165,15 @@ fn classify(error: &StoreError) -> Problem {
     };
     // https://www.postgresql.org/docs/15/errcodes-appendix.html
     match code.code() {
-        "57014" => Problem::QueryTimeout,
+        // A statement's time, or a lock's, ran out.
+        "57014" | "55P03" => Problem::QueryTimeout,
         "42P01" | "42703" | "42883" | "3F000" => Problem::SchemaMissing,
         // Connection, credentials, no such database, resources, operator intervention, system, broken.
         code if ["08", "28", "3D", "53", "57", "58", "XX"].contains(&&code[..2]) => {
             Problem::DatabaseUnavailable
         }
-        // Read only, deadlock, serialization, lock not available: gone when asked again.
-        "25006" | "40P01" | "40001" | "55P03" => Problem::DatabaseUnavailable,
+        // Read only, deadlock, serialization: gone when asked again.
+        "25006" | "40P01" | "40001" => Problem::DatabaseUnavailable,
         _ => Problem::Internal,
-    }
-}
-
-fn describe(error: &StoreError) -> String {
-    match error {
-        StoreError::Query(error) => match error.as_db_error() {
-            Some(db) => format!("{}: {}", db.code().code(), db.message()),
-            None => error.to_string(),
-        },
-        other => other.to_string(),
     }
 }

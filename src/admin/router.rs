@@ -18,12 +18,13 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::audit::{self, Caller, Refused};
-use super::auth::{Role, presents_any};
+use super::auth::presents_any;
 use super::context::Context;
 use super::problem::{Problem, render};
 use super::state::State;
 use super::throttle::Turn;
 use super::{aggregate, auth, health, pages, quotas, usage};
+use crate::telemetry::bump;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -75,7 +76,10 @@ async fn door(context: extract::State<Shared>, request: Request, next: Next) -> 
             head.extensions.insert(caller);
             next.run(Request::from_parts(head, body)).await
         }
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            bump(&context.state.metrics.admin_refusals, "code", problem.code());
+            problem.into_response()
+        }
     }
 }
 
@@ -99,11 +103,11 @@ async fn admit(context: &Context, head: &Parts) -> Result<Caller, Problem> {
         }
     }
     let role = context.keys.role(path, headers);
-    let mut caller = Caller { role: Role::Viewer, peer, request_id: request_id_of(head) };
+    let mut caller = Caller { role: None, peer, request_id: request_id_of(head) };
     match role {
         Ok(role) => {
             context.guesses.refund(peer, Instant::now());
-            caller.role = role;
+            caller.role = Some(role);
             if role.permits(&head.method) {
                 return Ok(caller);
             }

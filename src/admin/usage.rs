@@ -12,12 +12,13 @@ use serde_json::Value;
 
 use super::answer::{self, FirstRow, Rows};
 use super::context::{Context, rfc3339};
-use super::params::{Params, Range, days_before};
+use super::params::{Params, days_before};
 use super::problem::Problem;
 use super::quotas;
 use crate::model::tenant::TenantId;
 use crate::model::window::Window;
-use crate::store::usage::{self, AllQuestion, Between, Metric, Period, Place, TenantQuestion};
+use crate::store::report::Between;
+use crate::store::usage::{self, AllQuestion, Metric, Period, Place, TenantQuestion};
 
 const PARAMETERS: [&str; 7] = ["tenantId", "period", "startDate", "endDate", "metric", "limit", "cursor"];
 
@@ -38,7 +39,7 @@ const DEFAULT_DAYS: i64 = 30;
 struct Question {
     period: Period,
     metric: Metric,
-    range: Range,
+    between: Between,
     limit: u32,
     cursor: Option<String>,
     now: Timestamp,
@@ -56,7 +57,7 @@ pub(super) async fn usage(
     let question = Question {
         period,
         metric: params.choice("metric", &METRICS, Metric::All)?,
-        range: params.range(now, |end| default_start(period, end))?,
+        between: params.range(now, |end| default_start(period, end))?,
         limit: params.limit()?,
         cursor: params.text("cursor").map(str::to_owned),
         now,
@@ -79,10 +80,6 @@ fn default_start(period: Period, end: Timestamp) -> Timestamp {
 }
 
 impl Question {
-    fn between(&self) -> Between {
-        Between { start: self.range.start, end: self.range.end }
-    }
-
     /// What a cursor is good for: the same list in the same order. The range is not part of it, as its default
     /// moves with the clock; and neither is the limit, which may differ from page to page.
     fn list(&self, tenant: Option<&TenantId>) -> String {
@@ -111,7 +108,7 @@ async fn of_tenant(
     let asked = TenantQuestion {
         tenant,
         period: question.period,
-        between: question.between(),
+        between: question.between,
         metric: question.metric,
         limit: question.limit,
         before,
@@ -125,8 +122,8 @@ async fn of_tenant(
     answer::json(&TenantAnswer {
         tenant_id: tenant.as_str(),
         period: question.period.as_str(),
-        start_date: rfc3339(question.range.start),
-        end_date: rfc3339(question.range.end),
+        start_date: rfc3339(question.between.start),
+        end_date: rfc3339(question.between.end),
         usage: Rows(&usage.periods),
         next_cursor: next,
         quota: quotas::overview(&quota),
@@ -159,7 +156,7 @@ async fn of_all(context: &Context, question: &Question, csv: bool) -> Result<Res
     };
     let asked = AllQuestion {
         period: question.period,
-        between: question.between(),
+        between: question.between,
         metric: question.metric,
         limit: question.limit,
         after: after.as_ref(),
@@ -174,8 +171,8 @@ async fn of_all(context: &Context, question: &Question, csv: bool) -> Result<Res
     answer::json(&AllAnswer {
         period: question.period.as_str(),
         metric: question.metric.as_str(),
-        start_date: rfc3339(question.range.start),
-        end_date: rfc3339(question.range.end),
+        start_date: rfc3339(question.between.start),
+        end_date: rfc3339(question.between.end),
         summary: FirstRow(&usage.summary),
         top_consumers: Rows(&usage.consumers),
         next_cursor: next,

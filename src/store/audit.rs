@@ -1,11 +1,11 @@
 //! Audit events, as operators ask for them, and resolving one.
 
+use deadpool_postgres::ClientWrapper;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::report::{Binds, Column, Kind, Snapshot, Table, bounded, limits, list, snapshot};
-use super::usage::Between;
-use super::{Store, StoreError};
+use super::pool::{Store, StoreError};
+use super::report::{Between, Binds, Column, Kind, Snapshot, Table, list, snapshot};
 use crate::model::tenant::TenantId;
 
 const fn text(name: &'static str) -> Column {
@@ -67,7 +67,7 @@ pub struct Question<'a> {
 /// The events, latest first, and the place of the last one when there are more.
 ///
 /// # Errors
-/// When the database is away, has no schema, or the statement timeout runs out.
+/// When the database is away, has no schema, or the time for a statement runs out.
 pub async fn events(store: &Store, question: &Question<'_>) -> Result<(Table, Option<Place>), StoreError> {
     let (sql, binds) = statement(question);
     let mut rows = snapshot(store, async |db: &Snapshot<'_>| db.rows(&sql, &binds).await).await?;
@@ -103,8 +103,8 @@ fn statement(question: &Question<'_>) -> (String, Binds) {
         tests.push(format!("(\"timestamp\", event_id) < ({at}, {id}::uuid)"));
     }
     let sql = format!(
-        "SELECT {}, (extract(epoch FROM \"timestamp\") * 1000000)::bigint, event_id FROM audit_events
-         WHERE {} ORDER BY \"timestamp\" DESC, event_id DESC LIMIT {}",
+        "SELECT {}, (extract(epoch FROM \"timestamp\") * 1000000)::bigint, event_id FROM audit_events a
+         WHERE {} ORDER BY a.\"timestamp\" DESC, a.event_id DESC LIMIT {}",
         list(&EVENTS),
         tests.join(" AND "),
         binds.number(i64::from(question.limit) + 1),
@@ -126,25 +126,18 @@ pub enum Resolution {
 /// Resolves an event and keeps `resolution`, which must not be blank.
 ///
 /// # Errors
-/// When the database is away, has no schema, or the statement timeout runs out.
+/// When the database is away, has no schema, or the time for a statement runs out.
 pub async fn resolve(store: &Store, event_id: Uuid, resolution: &str) -> Result<Resolution, StoreError> {
-    bounded(async {
-        let mut client = store.client().await?;
-        let transaction = client.transaction().await?;
-        transaction.batch_execute(&limits()).await?;
-        let sql = "SELECT resolve_audit_event($1, $2)";
-        let resolved: bool = transaction.query_one(sql, &[&event_id, &resolution]).await?.try_get(0)?;
-        let outcome = if resolved {
-            Resolution::Resolved
-        } else {
-            let sql = "SELECT FROM audit_events WHERE event_id = $1";
-            match transaction.query_opt(sql, &[&event_id]).await? {
-                Some(_) => Resolution::Already,
-                None => Resolution::Missing,
-            }
-        };
-        transaction.commit().await?;
-        Ok(outcome)
-    })
-    .await
+    let client = store.client().await?;
+    let work = async |client: &ClientWrapper| {
+        let row = client.query_one("SELECT resolve_audit_event($1, $2)", &[&event_id, &resolution]).await?;
+        if row.try_get(0)? {
+            return Ok(Resolution::Resolved);
+        }
+        // Events are not taken back but by retention, so looking afterwards is as good as looking before.
+        let known =
+            client.query_opt("SELECT FROM audit_events WHERE event_id = $1 LIMIT 1", &[&event_id]).await?;
+        Ok(if known.is_some() { Resolution::Already } else { Resolution::Missing })
+    };
+    store.bounded(client, work).await
 }

@@ -2,20 +2,21 @@
 //!
 //! Cells stay text: a `NUMERIC(14,8)` that goes through a float is no longer what was billed.
 
-use std::future::Future;
-use std::time::Duration;
-
+use deadpool_postgres::ClientWrapper;
 use jiff::Timestamp;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{IsolationLevel, Row};
+use tokio_postgres::{Error, Row};
 
-use super::{Store, StoreError};
+use super::pool::{Store, StoreError};
 
-/// How long one statement of a report may take.
-pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a whole report may take, a connection included. The client's own clock, for a server that hangs.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A half-open range of time: `start <= t < end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The first instant.
+    pub start: Timestamp,
+    /// The first instant after it.
+    pub end: Timestamp,
+}
 
 /// What a column holds, which says how JSON and CSV spell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +72,15 @@ pub struct Table {
 
 impl Table {
     /// Takes the first `columns.len()` columns of each row, all text.
-    pub(super) fn read(columns: Vec<Column>, rows: &[Row]) -> Result<Self, StoreError> {
+    pub(super) fn read(columns: Vec<Column>, rows: &[Row]) -> Result<Self, Error> {
         let cells = |row: &Row| (0..columns.len()).map(|at| row.try_get(at)).collect::<Result<Vec<_>, _>>();
         let rows = rows.iter().map(cells).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { columns, rows })
     }
 }
 
-/// The list of `columns`, for SELECT.
+/// The list of `columns`, for SELECT. A column keeps its name though it is text now, so ORDER BY must say which of
+/// the two it means by naming the table.
 pub(super) fn list(columns: &[Column]) -> String {
     columns.iter().map(Column::select).collect::<Vec<_>>().join(", ")
 }
@@ -117,41 +119,26 @@ impl Binds {
 }
 
 /// One snapshot of the database, read only.
-pub(super) struct Snapshot<'a>(deadpool_postgres::Transaction<'a>);
+pub(super) struct Snapshot<'a>(&'a ClientWrapper);
 
 impl Snapshot<'_> {
     /// The rows of `sql`.
-    pub(super) async fn rows(&self, sql: &str, binds: &Binds) -> Result<Vec<Row>, StoreError> {
-        Ok(self.0.query_typed(sql, &binds.as_params()).await?)
+    pub(super) async fn rows(&self, sql: &str, binds: &Binds) -> Result<Vec<Row>, Error> {
+        self.0.query_typed(sql, &binds.as_params()).await
     }
 }
 
-/// A connection on which `read` sees one snapshot, with the time limits of this module.
-pub(super) async fn snapshot<T, F>(store: &Store, read: F) -> Result<T, StoreError>
-where
-    F: AsyncFnOnce(&Snapshot<'_>) -> Result<T, StoreError>,
-{
-    bounded(async {
-        let mut client = store.client().await?;
-        let builder =
-            client.build_transaction().read_only(true).isolation_level(IsolationLevel::RepeatableRead);
-        let transaction = builder.start().await?;
-        transaction.batch_execute(&limits()).await?;
-        let snapshot = Snapshot(transaction);
-        let answer = read(&snapshot).await?;
-        snapshot.0.commit().await?;
-        Ok(answer)
-    })
-    .await
-}
-
-/// SQL that bounds the statements of the transaction it runs in.
-pub(super) fn limits() -> String {
-    format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", STATEMENT_TIMEOUT.as_millis())
-}
-
-/// Gives up on `work` when the server doesn't answer at all.
-pub(super) async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let late = |_| Err(StoreError::Unavailable(format!("no answer within {} s", REPORT_TIMEOUT.as_secs())));
-    tokio::time::timeout(REPORT_TIMEOUT, work).await.unwrap_or_else(late)
+/// Lets `read` see one snapshot. What it runs is bounded as every statement is, and can't write, whatever it is.
+pub(super) async fn snapshot<T>(
+    store: &Store,
+    read: impl AsyncFnOnce(&Snapshot<'_>) -> Result<T, Error>,
+) -> Result<T, StoreError> {
+    let client = store.client().await?;
+    let work = async |client: &ClientWrapper| {
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let answer = read(&Snapshot(client)).await;
+        client.batch_execute("COMMIT").await?;
+        answer
+    };
+    store.bounded(client, work).await
 }

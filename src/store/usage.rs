@@ -5,9 +5,10 @@
 //! order) comes from the constants below.
 
 use jiff::Timestamp;
+use tokio_postgres::Error;
 
-use super::report::{Binds, Column, Kind, Snapshot, Table, list, snapshot, utc};
-use super::{Store, StoreError};
+use super::pool::{Store, StoreError};
+use super::report::{Between, Binds, Column, Kind, Snapshot, Table, list, snapshot, utc};
 use crate::model::tenant::TenantId;
 
 /// The length of the periods asked for.
@@ -64,15 +65,6 @@ impl Metric {
             Metric::ApiCalls => "total_api_calls",
         }
     }
-}
-
-/// A half-open range of time: periods that begin in it are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Between {
-    /// The first instant.
-    pub start: Timestamp,
-    /// The first instant after it.
-    pub end: Timestamp,
 }
 
 const fn text(name: &'static str) -> Column {
@@ -237,7 +229,7 @@ pub struct TenantQuestion<'a> {
 /// Reads one tenant's usage.
 ///
 /// # Errors
-/// When the database is away, has no schema, or the statement timeout runs out.
+/// When the database is away, has no schema, or the time for a statement runs out.
 pub async fn of_tenant(store: &Store, question: &TenantQuestion<'_>) -> Result<TenantUsage, StoreError> {
     snapshot(store, async |db: &Snapshot<'_>| {
         let (periods, next) = periods(db, question).await?;
@@ -250,15 +242,15 @@ pub async fn of_tenant(store: &Store, question: &TenantQuestion<'_>) -> Result<T
 async fn periods(
     db: &Snapshot<'_>,
     question: &TenantQuestion<'_>,
-) -> Result<(Table, Option<Timestamp>), StoreError> {
+) -> Result<(Table, Option<Timestamp>), Error> {
     let columns = columns(question.metric);
     let mut binds = Binds::new();
     // Half-open on both ends: the next page ends where the last one's last row begins.
     let end = question.before.unwrap_or(question.between.end).min(question.between.end);
     let sql = format!(
-        "SELECT {}, (extract(epoch FROM period_start) * 1000000)::bigint FROM tenant_usage_metrics
+        "SELECT {}, (extract(epoch FROM period_start) * 1000000)::bigint FROM tenant_usage_metrics m
          WHERE tenant_id = {} AND period_type = {} AND period_start >= {} AND period_start < {}
-         ORDER BY period_start DESC LIMIT {}",
+         ORDER BY m.period_start DESC LIMIT {}",
         list(&columns),
         binds.text(question.tenant.as_str()),
         binds.text(question.period.as_str()),
@@ -276,10 +268,10 @@ async fn periods(
     Ok((Table::read(columns, &rows)?, next))
 }
 
-async fn recent(db: &Snapshot<'_>, tenant: &TenantId) -> Result<Table, StoreError> {
+async fn recent(db: &Snapshot<'_>, tenant: &TenantId) -> Result<Table, Error> {
     let mut binds = Binds::new();
     let sql = format!(
-        "SELECT {} FROM tenant_usage_realtime WHERE tenant_id = {} ORDER BY event_timestamp DESC LIMIT {}",
+        "SELECT {} FROM tenant_usage_realtime r WHERE tenant_id = {} ORDER BY r.event_timestamp DESC LIMIT {}",
         list(&EVENTS),
         binds.text(tenant.as_str()),
         binds.number(RECENT),
@@ -331,7 +323,7 @@ pub struct AllQuestion<'a> {
 /// Reads all tenants' usage.
 ///
 /// # Errors
-/// When the database is away, has no schema, or the statement timeout runs out.
+/// When the database is away, has no schema, or the time for a statement runs out.
 pub async fn of_all(store: &Store, question: &AllQuestion<'_>) -> Result<AllUsage, StoreError> {
     snapshot(store, async |db: &Snapshot<'_>| {
         let summary = summary(db, question).await?;
@@ -351,7 +343,7 @@ fn in_range(binds: &mut Binds, question: &AllQuestion<'_>) -> String {
     )
 }
 
-async fn summary(db: &Snapshot<'_>, question: &AllQuestion<'_>) -> Result<Table, StoreError> {
+async fn summary(db: &Snapshot<'_>, question: &AllQuestion<'_>) -> Result<Table, Error> {
     let mut binds = Binds::new();
     let sql = format!(
         "SELECT {} FROM (SELECT count(DISTINCT tenant_id) AS total_tenants, {FIGURES}
@@ -362,10 +354,7 @@ async fn summary(db: &Snapshot<'_>, question: &AllQuestion<'_>) -> Result<Table,
     Table::read(SUMMARY.to_vec(), &db.rows(&sql, &binds).await?)
 }
 
-async fn consumers(
-    db: &Snapshot<'_>,
-    question: &AllQuestion<'_>,
-) -> Result<(Table, Option<Place>), StoreError> {
+async fn consumers(db: &Snapshot<'_>, question: &AllQuestion<'_>) -> Result<(Table, Option<Place>), Error> {
     let mut binds = Binds::new();
     let figure = question.metric.figure();
     let range = in_range(&mut binds, question);
@@ -379,7 +368,7 @@ async fn consumers(
     let sql = format!(
         "SELECT {}, {figure}::text FROM
          (SELECT tenant_id, {FIGURES} FROM tenant_usage_metrics WHERE {range} GROUP BY tenant_id) figures
-         WHERE {after} ORDER BY {figure} DESC, tenant_id LIMIT {}",
+         WHERE {after} ORDER BY figures.{figure} DESC, figures.tenant_id LIMIT {}",
         list(&CONSUMERS),
         binds.number(i64::from(question.limit) + 1),
     );
@@ -397,13 +386,13 @@ async fn consumers(
     Ok((Table::read(CONSUMERS.to_vec(), &rows)?, next))
 }
 
-async fn exceeding(db: &Snapshot<'_>, now: Timestamp) -> Result<Table, StoreError> {
+async fn exceeding(db: &Snapshot<'_>, now: Timestamp) -> Result<Table, Error> {
     let mut binds = Binds::new();
     let now = binds.instant(now);
     let sql = format!(
-        "SELECT tenant_id, dimension, limit_value::text, settled::text, {}, {} FROM quota_usage
+        "SELECT tenant_id, dimension, limit_value::text, settled::text, {}, {} FROM quota_usage q
          WHERE window_end > {now} AND window_start <= {now} AND settled >= limit_value
-         ORDER BY settled - limit_value DESC, tenant_id, dimension LIMIT {}",
+         ORDER BY q.settled - q.limit_value DESC, q.tenant_id, q.dimension LIMIT {}",
         utc("window_start"),
         utc("window_end"),
         binds.number(EXCEEDING_ROWS),
@@ -411,7 +400,7 @@ async fn exceeding(db: &Snapshot<'_>, now: Timestamp) -> Result<Table, StoreErro
     Table::read(EXCEEDING.to_vec(), &db.rows(&sql, &binds).await?)
 }
 
-async fn last_aggregation(db: &Snapshot<'_>) -> Result<Option<String>, StoreError> {
+async fn last_aggregation(db: &Snapshot<'_>) -> Result<Option<String>, Error> {
     let sql = format!("SELECT {} FROM usage_aggregation_state", utc("last_run_at"));
     let rows = db.rows(&sql, &Binds::new()).await?;
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
@@ -420,7 +409,7 @@ async fn last_aggregation(db: &Snapshot<'_>) -> Result<Option<String>, StoreErro
 /// When the aggregation last ran, as RFC 3339.
 ///
 /// # Errors
-/// When the database is away, has no schema, or the statement timeout runs out.
+/// When the database is away, has no schema, or the time for a statement runs out.
 pub async fn aggregated_at(store: &Store) -> Result<Option<String>, StoreError> {
     snapshot(store, async |db: &Snapshot<'_>| last_aggregation(db).await).await
 }
