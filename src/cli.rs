@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::settings::{Faults, Settings};
 
 const FAILED: u8 = 1;
@@ -141,13 +141,13 @@ fn serve(config: &ConfigFile) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let stop = stop_signals()?;
         let gateway = Box::pin(Gateway::start(settings)).await?;
-        ready(&format!("ready listen={} admin={}", gateway.address(), gateway.admin_address()));
+        say(&format!("ready listen={} admin={}", gateway.address(), gateway.admin_address()));
         Box::pin(gateway.run_until(stop.cancelled_owned())).await
     })
 }
 
 /// One line on stdout, at once, for whoever waits for it.
-fn ready(line: &str) {
+fn say(line: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
@@ -186,21 +186,20 @@ fn check_config(config: &ConfigFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn demo(_once: bool) -> anyhow::Result<()> {
-    // SEAM (demo): `runtime()?.block_on(crate::demo::run(once))`.
-    anyhow::bail!("the demo is not joined yet")
+fn demo(once: bool) -> anyhow::Result<()> {
+    runtime()?.block_on(Box::pin(crate::demo::run(once)))
 }
 
-fn migrate(config: &ConfigFile, _down: bool) -> anyhow::Result<()> {
-    let _settings = config.load()?;
-    // SEAM (store): bring the schema of `settings.database` (or of the private Postgres) up or down.
-    anyhow::bail!("the store is not joined yet")
+fn migrate(config: &ConfigFile, down: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    say(&runtime()?.block_on(Box::pin(gateway::migrate(&settings, down)))?);
+    Ok(())
 }
 
 fn aggregate(config: &ConfigFile) -> anyhow::Result<()> {
-    let _settings = config.load()?;
-    // SEAM (store): one aggregation and retention pass.
-    anyhow::bail!("the store is not joined yet")
+    let settings = config.load()?;
+    say(&runtime()?.block_on(Box::pin(gateway::aggregate(&settings)))?);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -36,13 +36,15 @@ use crate::proxy::{Core, Listener, Policy, PolicyParts, Proxy};
 use crate::quota::{Enforcer, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
-use crate::store::private::PrivatePostgres;
-use crate::store::{self, Store};
+use crate::store::{self, PrivatePostgres, Store};
 use crate::telemetry::Metrics;
 use crate::tenant::{Directory, TenantSource};
 
 /// How long the last batches may take to reach Postgres at the stop. What is left stays in the journal.
 const LAST_SHIPMENT: Duration = Duration::from_secs(5);
+
+/// How long the last word to the database may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Texts that wait to be counted.
 const COUNT_QUEUE: usize = 1024;
@@ -63,6 +65,7 @@ pub struct Gateway {
     shipped: CancellationToken,
     shipping: JoinHandle<()>,
     admin: JoinHandle<()>,
+    store: Store,
     private: Option<PrivatePostgres>,
 }
 
@@ -115,7 +118,7 @@ impl Gateway {
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
         let live = Arc::new(Live::new(journal.clone()));
-        let keeper = Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage);
+        let keeper = Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
         let keeper = keeper.first_look(config.connect_timeout).await;
         let hydrated = live.hydrated();
         background.spawn(keeper.run(stop.clone()));
@@ -169,6 +172,7 @@ impl Gateway {
             shipped,
             shipping,
             admin,
+            store,
             private,
         })
     }
@@ -198,12 +202,55 @@ impl Gateway {
         self.background.close();
         self.background.wait().await;
         self.admin.await.context("the admin listener ended in a panic")?;
+        // For operators' eyes only: a database that is away at the stop is no fault of the stop.
+        let _ = tokio::time::timeout(GOODBYE, self.store.leave()).await;
+        self.store.close();
         if let Some(private) = self.private {
             private.stop().await;
         }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Brings the schema up, or takes it away, without starting a gateway; says what was done.
+pub async fn migrate(settings: &Settings, down: bool) -> anyhow::Result<String> {
+    with_store(settings, async |store| {
+        if down {
+            store.migrate_down().await?;
+            return Ok("the schema and all that was recorded in it is gone".to_owned());
+        }
+        let migrated = store.migrate().await?;
+        Ok(match migrated.applied.as_slice() {
+            [] => migrated.from.to_string(),
+            applied => format!("the schema is up to date (applied: {})", applied.join(", ")),
+        })
+    })
+    .await
+}
+
+/// One aggregation and retention pass, without starting a gateway; its report as JSON.
+pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
+    with_store(settings, async |store| {
+        store.migrate().await?;
+        let report = jobs::pass(store, &Metrics::new()).await.map_err(anyhow::Error::msg)?;
+        Ok(serde_json::Value::Object(report).to_string())
+    })
+    .await
+}
+
+async fn with_store<T>(
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (config, private) = database(settings).await?;
+    let store = Store::new(&config).map_err(|error| settings.fault("database.url", error.to_string()))?;
+    let done = work(&store).await;
+    store.close();
+    if let Some(private) = private {
+        private.stop().await;
+    }
+    done
 }
 
 /// Compiles what a reload can change.

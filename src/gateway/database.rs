@@ -1,5 +1,6 @@
 //! Watches over the database: reaches it, brings its schema up, reads the quotas once, and says when it is away.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,11 +23,13 @@ pub(super) struct Keeper {
     core: Arc<Core>,
     live: Arc<Live>,
     on_outage: OnOutage,
+    /// Where this replica listens, for `gateway_replicas`.
+    address: SocketAddr,
 }
 
 impl Keeper {
-    pub(super) fn new(store: Store, core: Arc<Core>, live: Arc<Live>, on_outage: OnOutage) -> Self {
-        Self { store, core, live, on_outage }
+    pub(super) fn new(store: Store, core: Arc<Core>, live: Arc<Live>, on_outage: OnOutage, address: SocketAddr) -> Self {
+        Self { store, core, live, on_outage, address }
     }
 
     /// Looks once before the gateway accepts, so that a restart forgets nothing; for `patience` at most, since a
@@ -54,7 +57,7 @@ impl Keeper {
 
     async fn look(&self) {
         let seen = if self.live.database().hydrated {
-            self.store.ping().await.map_err(|error| error.to_string())
+            self.store.heartbeat().await.map(drop).map_err(|error| error.to_string())
         } else {
             self.prepare().await
         };
@@ -68,7 +71,7 @@ impl Keeper {
     /// exact because nothing has been shipped yet.
     async fn prepare(&self) -> Result<(), String> {
         self.store.migrate().await.map_err(|error| error.to_string())?;
-        self.store.register_replica().await.map_err(|error| error.to_string())?;
+        self.store.register_replica(&self.address.to_string()).await.map_err(|error| error.to_string())?;
         let settled = self.store.settled(jiff::Timestamp::now()).await.map_err(|error| error.to_string())?;
         self.core.enforcer.hydrate(&settled);
         Ok(())

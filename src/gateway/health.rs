@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::watch;
 
 use crate::admin::{Health, HealthSource, Part, Status};
-use crate::record::Journal;
+use crate::record::{Journal, JournalState};
 
 const STARTING: u8 = 0;
 const SERVING: u8 = 1;
@@ -81,7 +81,7 @@ impl Live {
         let parts = vec![
             part("database", if database.up { "ok" } else { "down" }, &database.detail),
             part("quotas", if database.hydrated { "ok" } else { "unhydrated" }, ""),
-            part("journal", if journal.healthy { "ok" } else { "failing" }, &journal.detail()),
+            part("journal", if journal.healthy { "ok" } else { "failing" }, &describe(&journal)),
         ];
         let status = match self.phase.load(Ordering::Relaxed) {
             STARTING => Status::Starting,
@@ -92,4 +92,18 @@ impl Live {
         };
         Health { status, parts }
     }
+}
+
+fn describe(journal: &JournalState) -> String {
+    let mut text = format!("{} records in {} bytes", journal.records, journal.bytes);
+    if let Some(age) = journal.oldest_age.filter(|_| journal.records > 0) {
+        text += &format!(", the oldest {} s old", age.as_secs());
+    }
+    if journal.dead_letters > 0 {
+        text += &format!(", {} dead letters", journal.dead_letters);
+    }
+    for why in [&journal.reason, &journal.shipping].into_iter().flatten() {
+        text += &format!("; {why}");
+    }
+    text
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::health::Live;
 use crate::admin;
 use crate::quota::Enforcer;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, bump};
 
 /// Between two looks for tenants with nothing left.
@@ -48,10 +49,31 @@ pub(super) fn on_request(store: Store, metrics: Arc<Metrics>) -> admin::Aggregat
     })
 }
 
-async fn pass(store: &Store, metrics: &Metrics) -> Result<serde_json::Map<String, serde_json::Value>, String> {
-    let result = store.maintain().await;
+/// One aggregation and retention pass, and its report.
+pub(crate) async fn pass(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>, String> {
+    let result = maintain(store).await;
     bump(&metrics.aggregations, "result", if result.is_ok() { "ok" } else { "failed" });
     result.map_err(|error| error.to_string())
+}
+
+async fn maintain(store: &Store) -> Result<Map<String, Value>, StoreError> {
+    let partitions = store.make_partitions_ahead().await?;
+    let written = store.aggregate().await?;
+    let removed = store.clean_up().await?;
+    let report = json!({
+        "periods": {"hourly": written.hourly, "daily": written.daily, "monthly": written.monthly},
+        "since": written.since.map(|since| since.to_string()),
+        "partitions_made": partitions,
+        "removed": {
+            "usage_events": removed.usage_events,
+            "audit_events": removed.audit_events,
+            "quota_windows": removed.quota_windows,
+        },
+    });
+    match report {
+        Value::Object(report) => Ok(report),
+        _ => Ok(Map::new()),
+    }
 }
 
 /// Forgets idle tenants every minute, until `stop`.

@@ -46,3 +46,7 @@ impl Counter {
         unimplemented!()
     }
 }
+impl Counter {
+    /// x
+    pub fn start(_: usize, _: usize) -> Self { Counter }
+}

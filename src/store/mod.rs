@@ -16,13 +16,16 @@ mod instant;
 mod pool;
 mod tls;
 
+pub mod audit;
 pub mod events;
 pub mod jobs;
 pub mod leases;
 pub mod migrate;
 pub mod private;
 pub mod replicas;
+pub mod report;
 pub mod tenants;
+pub mod usage;
 
 pub use jobs::{AggregateReport, CleanUpReport};
 pub use migrate::{Migrated, SCHEMA_VERSION, SchemaState};
