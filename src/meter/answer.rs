@@ -38,7 +38,10 @@ impl Trouble {
 #[derive(Debug)]
 enum Form {
     /// Not known yet: the first bytes will tell, unless the type says that it is text.
-    Unknown { head: SmallVec<[u8; 16]>, else_text: bool },
+    Unknown {
+        head: SmallVec<[u8; 16]>,
+        else_text: bool,
+    },
     Json,
     Events(EventStream),
     Lines(Lines),

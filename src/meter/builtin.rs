@@ -207,7 +207,10 @@ fn anthropic() -> FormatConfig {
 /// input that the prompt's count leaves out. Without `alt=sse` a stream is one array of the same objects.
 fn gemini() -> FormatConfig {
     let both = |name: &str| {
-        ["", "/*", "/response"].iter().map(|place| format!("{place}/usageMetadata/{name}")).collect::<Vec<_>>()
+        ["", "/*", "/response"]
+            .iter()
+            .map(|place| format!("{place}/usageMetadata/{name}"))
+            .collect::<Vec<_>>()
     };
     FormatConfig {
         input: both("promptTokenCount"),
@@ -340,10 +343,18 @@ fn vercel_ai() -> FormatConfig {
     };
     FormatConfig {
         input: under(&["inputTokens", "inputTokens/total", "promptTokens"]),
-        cached_input: under(&["inputTokenDetails/cacheReadTokens", "cachedInputTokens", "inputTokens/cacheRead"]),
+        cached_input: under(&[
+            "inputTokenDetails/cacheReadTokens",
+            "cachedInputTokens",
+            "inputTokens/cacheRead",
+        ]),
         cache_write_input: under(&["inputTokenDetails/cacheWriteTokens", "inputTokens/cacheWrite"]),
         output: under(&["outputTokens", "outputTokens/total", "completionTokens"]),
-        reasoning: under(&["outputTokenDetails/reasoningTokens", "reasoningTokens", "outputTokens/reasoning"]),
+        reasoning: under(&[
+            "outputTokenDetails/reasoningTokens",
+            "reasoningTokens",
+            "outputTokens/reasoning",
+        ]),
         total: under(&["totalTokens"]),
         model: list(&[
             "/messageMetadata/model",

@@ -146,7 +146,11 @@ impl Counter {
     ///
     /// # Errors
     /// The queue is full: the job, back again; `then` is dropped.
-    pub fn submit_then(&self, job: CountJob, then: impl FnOnce(Counted) + Send + 'static) -> Result<(), CountJob> {
+    pub fn submit_then(
+        &self,
+        job: CountJob,
+        then: impl FnOnce(Counted) + Send + 'static,
+    ) -> Result<(), CountJob> {
         let Some(queue) = &self.shared.queue else { return Err(job) };
         queue.try_send((job, Box::new(then) as Then)).map_err(|error| match error {
             TrySendError::Full((job, _)) | TrySendError::Disconnected((job, _)) => job,
@@ -253,10 +257,18 @@ mod tests {
 
     #[test]
     fn the_model_chooses_the_encoding() {
-        for model in ["gpt-4", "gpt-4-turbo-2024-04-09", "openai/gpt-3.5-turbo", "gpt-35-turbo", "text-embedding-3-small"] {
+        for model in [
+            "gpt-4",
+            "gpt-4-turbo-2024-04-09",
+            "openai/gpt-3.5-turbo",
+            "gpt-35-turbo",
+            "text-embedding-3-small",
+        ] {
             assert_eq!(Encoding::for_model(Some(model)), Encoding::Cl100k, "{model}");
         }
-        for model in ["gpt-4o-mini", "gpt-4.1", "gpt-4.5-preview", "o3", "claude-sonnet-4", "ft:gpt-4o:acme", ""] {
+        for model in
+            ["gpt-4o-mini", "gpt-4.1", "gpt-4.5-preview", "o3", "claude-sonnet-4", "ft:gpt-4o:acme", ""]
+        {
             assert_eq!(Encoding::for_model(Some(model)), Encoding::O200k, "{model}");
         }
         assert_eq!(Encoding::for_model(None), Encoding::O200k);
@@ -279,7 +291,10 @@ mod tests {
 
     #[test]
     fn an_estimate_is_not_far_off() {
-        for text in ["The quick brown fox jumps over the lazy dog. ".repeat(20), "你好，世界。今天天气很好。".repeat(20)] {
+        for text in [
+            "The quick brown fox jumps over the lazy dog. ".repeat(20),
+            "你好，世界。今天天气很好。".repeat(20),
+        ] {
             let counted = count(&job(Encoding::O200k, "", &text)).output;
             let estimate = estimate(&Text::whole(text));
             assert!((counted / 2..=counted * 2).contains(&estimate), "{counted} {estimate}");

@@ -2,11 +2,12 @@
 //!
 //! 1. Memory: a decoder's window (32 KiB for gzip and deflate, 8 MiB at most for zstd, 16 MiB for brotli, which is the
 //!    most that its format has) and one output buffer. What is decoded is read at once and kept nowhere.
-//! 2. Work: a body that grows beyond [`MAX_RATIO`] times its size, once it is large enough for that to matter, or a
-//!    single chunk that grows beyond [`MAX_BURST`], is a bomb, and is decoded no further.
+//! 2. Work: a body that grows beyond [`MAX_RATIO`] times what of it has come, once it is large enough for that to
+//!    matter, is a bomb, and is decoded no further.
 //! 3. A fault of the encoding ends the reading, never the answer.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, Read, Write};
 
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
@@ -17,8 +18,6 @@ use super::answer::{Answer, Trouble};
 const MAX_RATIO: u64 = 200;
 /// Below this the ratio is nobody's concern.
 const HARMLESS: u64 = 8 << 20;
-/// Of one chunk.
-const MAX_BURST: u64 = 16 << 20;
 /// RFC 9659: a `zstd` content coding needs no larger window than 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;
 const BROTLI_BUFFER: usize = 4096;
@@ -81,13 +80,12 @@ pub(super) struct Encoded {
 
 impl Body {
     pub(super) fn new(answer: Box<Answer>, content_encoding: Option<&[u8]>) -> Self {
-        let codings = content_encoding.unwrap_or_default().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        let mut codings = codings.filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
-        let Some(coding) = codings.next() else { return Body::Plain(answer) };
-        if codings.next().is_some() {
-            return Body::Unknown(answer);
-        }
-        match Decoder::new(coding, answer) {
+        let coding = match single_coding(content_encoding) {
+            Ok(None) => return Body::Plain(answer),
+            Ok(Some(coding)) => coding,
+            Err(Several) => return Body::Unknown(answer),
+        };
+        match Decoder::new(&coding, answer) {
             Ok(decoder) => Body::Encoded(Encoded { decoder, encoded: 0, trouble: None }),
             Err(answer) => Body::Unknown(answer),
         }
@@ -126,8 +124,7 @@ impl Encoded {
             return;
         }
         self.encoded += chunk.len() as u64;
-        let guard = self.decoder.guard_mut();
-        guard.allowed = HARMLESS.max(self.encoded.saturating_mul(MAX_RATIO)).min(guard.decoded + MAX_BURST);
+        self.decoder.guard_mut().allowed = HARMLESS.max(self.encoded.saturating_mul(MAX_RATIO));
         if self.decoder.decode(chunk).is_err() {
             self.stop();
         }
@@ -157,9 +154,8 @@ impl Guard {
 
 impl Decoder {
     fn new(coding: &[u8], answer: Box<Answer>) -> Result<Self, Box<Answer>> {
-        let guard =
-            |answer| Guard { answer: Some(answer), decoded: 0, allowed: HARMLESS, exceeded: false };
-        Ok(match &coding.to_ascii_lowercase()[..] {
+        let guard = |answer| Guard { answer: Some(answer), decoded: 0, allowed: HARMLESS, exceeded: false };
+        Ok(match coding {
             b"gzip" | b"x-gzip" => Decoder::Gzip(MultiGzDecoder::new(guard(answer))),
             b"deflate" => Decoder::UndecidedDeflate(guard(answer), None),
             b"br" => Decoder::Brotli(Box::new(brotli::DecompressorWriter::new(guard(answer), BROTLI_BUFFER))),
@@ -188,9 +184,7 @@ impl Decoder {
             };
             let held = *first;
             let guard = guard.take();
-            // RFC 1950: method 8, and a header that 31 divides.
-            let wrapped = one & 0x0f == 8 && (u16::from(one) << 8 | u16::from(two)) % 31 == 0;
-            *self = if wrapped {
+            *self = if is_zlib(&[one, two]) {
                 Decoder::Zlib(ZlibDecoder::new(guard))
             } else {
                 Decoder::Deflate(DeflateDecoder::new(guard))
@@ -250,4 +244,69 @@ impl Decoder {
             Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => guard,
         }
     }
+}
+
+/// Why a request's body can't be decoded for inspection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A coding that we don't know, or several.
+    #[error("the body's content coding is not supported")]
+    Unsupported,
+    /// It is not what its coding says, or it is cut short.
+    #[error("the body is not what its content coding says")]
+    Corrupt,
+    /// Decoded, it is larger than the limit.
+    #[error("the decoded body is too large")]
+    TooLarge,
+}
+
+/// The plain bytes of a request's body, at most `limit` of them; the body itself where it has no coding.
+///
+/// # Errors
+/// See [`DecodeError`]. No more than `limit` bytes are ever decoded.
+pub fn decode_request<'a>(
+    body: &'a [u8],
+    content_encoding: Option<&[u8]>,
+    limit: usize,
+) -> Result<Cow<'a, [u8]>, DecodeError> {
+    let coding = match single_coding(content_encoding) {
+        Ok(None) if body.len() > limit => return Err(DecodeError::TooLarge),
+        Ok(None) => return Ok(Cow::Borrowed(body)),
+        Ok(Some(coding)) => coding,
+        Err(Several) => return Err(DecodeError::Unsupported),
+    };
+    let reader: Box<dyn Read + '_> = match &coding[..] {
+        b"gzip" | b"x-gzip" => Box::new(flate2::read::MultiGzDecoder::new(body)),
+        b"deflate" if is_zlib(body) => Box::new(flate2::read::ZlibDecoder::new(body)),
+        b"deflate" => Box::new(flate2::read::DeflateDecoder::new(body)),
+        b"br" => Box::new(brotli::Decompressor::new(body, BROTLI_BUFFER)),
+        b"zstd" => {
+            let mut decoder = zstd::stream::read::Decoder::new(body).map_err(|_| DecodeError::Corrupt)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|_| DecodeError::Corrupt)?;
+            Box::new(decoder)
+        }
+        _ => return Err(DecodeError::Unsupported),
+    };
+    let mut decoded = Vec::new();
+    let mut bounded = reader.take(limit as u64 + 1);
+    bounded.read_to_end(&mut decoded).map_err(|_| DecodeError::Corrupt)?;
+    if decoded.len() > limit { Err(DecodeError::TooLarge) } else { Ok(Cow::Owned(decoded)) }
+}
+
+struct Several;
+
+/// The one coding of a `Content-Encoding`, in lower case; none where the body is as it is.
+fn single_coding(content_encoding: Option<&[u8]>) -> Result<Option<Vec<u8>>, Several> {
+    let codings = content_encoding.unwrap_or_default().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let mut codings =
+        codings.filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    match (codings.next(), codings.next()) {
+        (coding, None) => Ok(coding.map(<[u8]>::to_ascii_lowercase)),
+        _ => Err(Several),
+    }
+}
+
+/// RFC 1950: method 8, and a header that 31 divides.
+fn is_zlib(start: &[u8]) -> bool {
+    matches!(start, [one, two, ..] if one & 0x0f == 8 && (u16::from(*one) << 8 | u16::from(*two)) % 31 == 0)
 }

@@ -119,8 +119,14 @@ pub struct FormatError {
 #[derive(Clone, Debug)]
 pub(super) enum Action {
     /// A count: whose, of what, and how far down its list.
-    Count { shape: u8, class: Class, order: u8 },
-    Model { order: u8 },
+    Count {
+        shape: u8,
+        class: Class,
+        order: u8,
+    },
+    Model {
+        order: u8,
+    },
     Message,
     Error,
     ErrorWhen(Arc<[String]>),
@@ -227,7 +233,8 @@ impl Format {
                     if ask == Ask::Member {
                         let [element @ .., _] = &tokens[..] else { continue };
                         if element.last().is_none_or(|token| token != "*") {
-                            let reason = format!("`{pointer}` must end in `/*/name`, such as `/messages/*/query`");
+                            let reason =
+                                format!("`{pointer}` must end in `/*/name`, such as `/messages/*/query`");
                             return Err(FormatError { format: name.to_owned(), key, reason });
                         }
                         request.push((element.to_vec(), Ask::Element));

@@ -278,7 +278,8 @@ impl<'de> Visitor<'de> for At<'_, '_> {
                 self.below(&name)
             };
             let mut kind = Kind::Other;
-            let seed = Element { at: At { tree: self.tree, node, asked, found: self.found }, kind: &mut kind };
+            let seed =
+                Element { at: At { tree: self.tree, node, asked, found: self.found }, kind: &mut kind };
             if seq.next_element_seed(seed)?.is_none() {
                 break;
             }

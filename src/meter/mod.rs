@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
+pub use decoding::{DecodeError, decode_request};
 pub use format::{Format, FormatConfig, FormatError, Formats, RequestConfig};
 pub use inspect::{Inspected, NotJson};
 pub use pointer::PointerError;
@@ -105,8 +106,7 @@ impl Meter {
         content_type: Option<&[u8]>,
         content_encoding: Option<&[u8]>,
     ) -> Self {
-        let answer =
-            Answer::new(format, config.max_event_bytes, config.max_text_bytes, status, content_type);
+        let answer = Answer::new(format, config.max_event_bytes, config.max_text_bytes, status, content_type);
         Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
     }
 
@@ -154,7 +154,10 @@ impl Meter {
 
 impl std::fmt::Debug for Meter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Meter").field("stream", &self.is_stream()).field("reported", &self.reported()).finish()
+        f.debug_struct("Meter")
+            .field("stream", &self.is_stream())
+            .field("reported", &self.reported())
+            .finish()
     }
 }
 

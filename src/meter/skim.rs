@@ -183,7 +183,12 @@ impl Skimmer {
 
     /// Looks at the next bytes, up to the end of the text; says how many it took. All of them, unless the text
     /// ended before.
-    pub(super) fn feed<A: Clone, S: Sink>(&mut self, bytes: &[u8], wanted: &Wanted<A>, sink: &mut S) -> usize {
+    pub(super) fn feed<A: Clone, S: Sink>(
+        &mut self,
+        bytes: &[u8],
+        wanted: &Wanted<A>,
+        sink: &mut S,
+    ) -> usize {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             match self.state {

@@ -139,7 +139,8 @@ fn check(case: &Case, reading: &Reading, how: &str) {
 #[test]
 fn every_genuine_answer_is_read_exactly_however_it_comes() {
     for case in cases() {
-        let read = |pieces: &[&[u8]], encoding| read_pieces(pieces, case.status, &case.content_type, encoding);
+        let read =
+            |pieces: &[&[u8]], encoding| read_pieces(pieces, case.status, &case.content_type, encoding);
         let whole = read(&[&case.body], None);
         check(&case, &whole, "whole");
         assert_eq!(read(&pieces(&case.body, &[1]), None), whole, "{} in bytes", case.name);
@@ -230,7 +231,8 @@ mod chat_service {
 
     #[test]
     fn a_single_answer_reports_nothing_and_its_text_is_to_be_counted() {
-        let reading = read(JSON, r#"{"reply": "Grüße", "sources": [{"text": "no", "similarity": 1}], "metadata": {}}"#);
+        let reading =
+            read(JSON, r#"{"reply": "Grüße", "sources": [{"text": "no", "similarity": 1}], "metadata": {}}"#);
         assert_eq!(reading.usage, TokenUsage::default());
         assert_eq!((reading.text, reading.messages), (Text::whole("Grüße"), Some(1)));
     }
@@ -255,25 +257,34 @@ mod chat_service {
         let body = "data: {\"token\": \"Hel\", \"partial\": \"Hel\"}\n\ndata: {\"token\": \"lo\", \"partial\": \"Hello\"}\n\n\
             data: {\"done\": true, \"final\": \"Hello\", \"confidence\": 0.9, \"metadata\": {}, \"sources\": []}\n\n";
         let reading = read(SSE, body);
-        assert_eq!((reading.text, reading.messages, reading.error_event), (Text::whole("Hello"), Some(1), false));
+        assert_eq!(
+            (reading.text, reading.messages, reading.error_event),
+            (Text::whole("Hello"), Some(1), false)
+        );
     }
 
     #[test]
     fn a_stream_that_breaks_off_is_worth_the_tokens_it_sent() {
-        let body = "data: {\"token\": \"Hel\", \"partial\": \"Hel\"}\n\ndata: {\"token\": \"lo\", \"partial\": \"He";
+        let body =
+            "data: {\"token\": \"Hel\", \"partial\": \"Hel\"}\n\ndata: {\"token\": \"lo\", \"partial\": \"He";
         assert_eq!(read(SSE, body).text, Text::whole("Hello"));
     }
 
     #[test]
     fn a_streamed_batch_is_the_sum_over_its_events() {
-        let event = |tokens| format!("data: {{\"reply\": \"x\", \"tokens_used\": {tokens}, \"query\": \"q\", \"error\": null}}\n\n");
+        let event = |tokens| {
+            format!(
+                "data: {{\"reply\": \"x\", \"tokens_used\": {tokens}, \"query\": \"q\", \"error\": null}}\n\n"
+            )
+        };
         let reading = read(SSE, &[event(100), event(20), event(3)].concat());
         assert_eq!((reading.usage.total(), reading.messages), (Some(123), Some(3)));
     }
 
     #[test]
     fn a_message_that_failed_is_no_failure_of_its_batch() {
-        let body = "data: {\"query\": \"q\", \"error\": \"no\", \"status\": \"failed\", \"tokens_used\": 0}\n\n";
+        let body =
+            "data: {\"query\": \"q\", \"error\": \"no\", \"status\": \"failed\", \"tokens_used\": 0}\n\n";
         assert!(!read(SSE, body).error_event);
     }
 
@@ -293,7 +304,9 @@ mod chat_service {
 #[test]
 fn text_that_looks_like_usage_is_only_text() {
     let fake = r#"{\"usage\": {\"prompt_tokens\": 9, \"completion_tokens\": 9, \"total_tokens\": 18}}"#;
-    let body = format!(r#"{{"choices": [{{"message": {{"content": "{fake}"}}}}], "note": {{"usage": {{"total_tokens": 7}}}}}}"#);
+    let body = format!(
+        r#"{{"choices": [{{"message": {{"content": "{fake}"}}}}], "note": {{"usage": {{"total_tokens": 7}}}}}}"#
+    );
     assert_eq!(total(&body), None);
 }
 
@@ -316,7 +329,10 @@ fn anthropics_first_guess_of_the_output_is_not_believed() {
 
 #[test]
 fn an_embeddings_output_is_what_remains_of_the_sum() {
-    let reading = read(JSON, r#"{"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 8, "total_tokens": 8}}"#);
+    let reading = read(
+        JSON,
+        r#"{"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 8, "total_tokens": 8}}"#,
+    );
     assert_eq!((reading.usage.input, reading.usage.output), (Some(8), Some(0)));
 }
 
@@ -396,9 +412,13 @@ fn fault_26_a_corrupt_or_unknown_encoding_is_unknown() {
 
 #[test]
 fn fault_27_a_line_of_many_megabytes_is_skipped_and_the_next_event_read() {
-    let huge = format!("data: {{\"token\": \"{}\", \"usage\": {{\"total_tokens\": 1}}}}\n\n", "x".repeat(5 << 20));
+    let huge =
+        format!("data: {{\"token\": \"{}\", \"usage\": {{\"total_tokens\": 1}}}}\n\n", "x".repeat(5 << 20));
     let alone = read(SSE, &huge);
-    assert_eq!((alone.usage, alone.text, alone.flag), (TokenUsage::default(), Text::default(), Some("oversized_event")));
+    assert_eq!(
+        (alone.usage, alone.text, alone.flag),
+        (TokenUsage::default(), Text::default(), Some("oversized_event"))
+    );
     let body = format!("data: {{\"token\": \"a\"}}\n\n{huge}data: {{\"token\": \"b\"}}\n\n");
     let reading = read(SSE, &body);
     assert_eq!((reading.text, reading.flag), (Text::whole("ab"), Some("oversized_event")));
@@ -416,7 +436,8 @@ fn fault_28_a_character_cut_between_two_chunks_is_whole_again() {
 #[test]
 fn fault_29_numbers_that_are_no_counts_are_unknown_and_flagged() {
     for bad in ["-5", "1e308", "\"12\"", "9223372036854775808", "99999999999999999999999999", "1.5", "true"] {
-        let reading = read(JSON, &format!(r#"{{"usage": {{"prompt_tokens": {bad}, "completion_tokens": 7}}}}"#));
+        let reading =
+            read(JSON, &format!(r#"{{"usage": {{"prompt_tokens": {bad}, "completion_tokens": 7}}}}"#));
         assert_eq!((reading.usage.input, reading.usage.output), (None, Some(7)), "{bad}");
         assert_eq!(reading.flag, Some("bad_usage"), "{bad}");
     }
@@ -440,7 +461,9 @@ fn fault_48_an_error_event_under_a_200_is_seen_with_the_tokens_so_far() {
         assert!(reading.error_event, "{error}");
         assert_eq!(reading.text, Text::whole("Hel"), "{error}");
     }
-    assert!(!read(SSE, "data: {\"error\": null, \"token\": \"x\"}\n\ndata: {\"error\": \"\"}\n\n").error_event);
+    assert!(
+        !read(SSE, "data: {\"error\": null, \"token\": \"x\"}\n\ndata: {\"error\": \"\"}\n\n").error_event
+    );
 }
 
 mod requests {
@@ -452,10 +475,14 @@ mod requests {
 
     #[test]
     fn a_single_message_is_one_and_a_batch_is_its_length() {
-        let one = inspected(r#"{"sessionId": "s-1", "message": "Hi", "responseCharacterLimit": 450}"#, &["/sessionId"]);
+        let one = inspected(
+            r#"{"sessionId": "s-1", "message": "Hi", "responseCharacterLimit": 450}"#,
+            &["/sessionId"],
+        );
         assert_eq!((one.messages, one.session.as_deref(), one.text), (1, Some("s-1"), Text::whole("Hi")));
         assert_eq!(one.values, [Some("s-1".to_owned())]);
-        let batch = inspected(r#"{"messages": [{"query": "a"}, {"query": "b", "metadata": {}}, {"other": 1}]}"#, &[]);
+        let batch =
+            inspected(r#"{"messages": [{"query": "a"}, {"query": "b", "metadata": {}}, {"other": 1}]}"#, &[]);
         assert_eq!((batch.messages, batch.text), (3, Text::whole("a\nb")));
     }
 
@@ -465,7 +492,10 @@ mod requests {
             {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": "x"}}]}]}"#;
         let inspected = inspected(body, &[]);
         assert_eq!((inspected.messages, inspected.embeddings), (1, 0));
-        assert_eq!((inspected.model.as_deref(), inspected.text), (Some("gpt-4o"), Text::whole("Be brief.\nHi")));
+        assert_eq!(
+            (inspected.model.as_deref(), inspected.text),
+            (Some("gpt-4o"), Text::whole("Be brief.\nHi"))
+        );
     }
 
     #[test]
@@ -487,7 +517,8 @@ mod requests {
     #[test]
     fn values_are_found_where_the_pointers_say() {
         let body = r#"{"a": {"b/c": [1, "x"]}, "n": 1.50, "t": true, "z": null, "": "empty"}"#;
-        let values = inspected(body, &["/a/b~1c/1", "/a/b~1c/0", "/n", "/t", "/z", "/a", "/missing", "/"]).values;
+        let values =
+            inspected(body, &["/a/b~1c/1", "/a/b~1c/0", "/n", "/t", "/z", "/a", "/missing", "/"]).values;
         let some = |value: &str| Some(value.to_owned());
         assert_eq!(values, [some("x"), some("1"), some("1.5"), None, None, None, None, some("empty")]);
     }
@@ -526,6 +557,28 @@ mod requests {
     }
 
     #[test]
+    fn fault_24_an_encoded_request_is_decoded_within_the_limit() {
+        let body = br#"{"message": "Hi"}"#;
+        for coding in ["gzip", "deflate", "raw deflate", "br", "zstd"] {
+            let header = Some(coding.trim_start_matches("raw ").as_bytes());
+            let decoded = decode_request(&encode(body, coding), header, 100).map(|body| body.into_owned());
+            assert_eq!(decoded, Ok(body.to_vec()), "{coding}");
+            let bomb = encode(&[b' '; 1 << 20], coding);
+            assert_eq!(decode_request(&bomb, header, 1000), Err(DecodeError::TooLarge), "{coding}");
+            let cut = encode(body, coding);
+            assert_eq!(
+                decode_request(&cut[..cut.len() - 5], header, 100),
+                Err(DecodeError::Corrupt),
+                "{coding}"
+            );
+        }
+        assert_eq!(decode_request(body, Some(b"compress"), 100), Err(DecodeError::Unsupported));
+        assert_eq!(decode_request(body, Some(b"gzip, gzip"), 100), Err(DecodeError::Unsupported));
+        assert_eq!(decode_request(body, None, 3), Err(DecodeError::TooLarge));
+        assert_eq!(decode_request(body, Some(b"identity"), 100).as_deref(), Ok(&body[..]));
+    }
+
+    #[test]
     fn text_is_kept_within_the_bound() {
         let config = Config { max_text_bytes: 4, ..config() };
         let inspected = inspect(&auto(), &config, br#"{"message": "123456"}"#, &[]).unwrap();
@@ -554,7 +607,8 @@ mod formats {
         meter.observe(b"data: {\"meter\": {\"in\": 5, \"cache\": 2, \"out\": 9}}\n\ndata: {\"meter\": {\"out\": 4}}\n\n");
         let usage = meter.finish().usage;
         assert_eq!((usage.input, usage.cached_input, usage.output), (Some(7), Some(2), Some(9)));
-        let asked = inspect(&mine, &super::config(), br#"{"ask": "x", "asks": [{"q": 1}, {"q": 2}]}"#, &[]).unwrap();
+        let asked =
+            inspect(&mine, &super::config(), br#"{"ask": "x", "asks": [{"q": 1}, {"q": 2}]}"#, &[]).unwrap();
         assert_eq!((asked.messages, asked.text), (2, Text::whole("x")));
     }
 
@@ -563,7 +617,10 @@ mod formats {
         let config = FormatConfig { total: vec!["usage.total".into()], ..FormatConfig::default() };
         let error = Formats::builtin().with("mine", &config).unwrap_err();
         assert_eq!((error.format.as_str(), error.key), ("mine", "total"));
-        assert!(error.to_string().starts_with("formats.mine.total: `usage.total` must begin with `/`"), "{error}");
+        assert!(
+            error.to_string().starts_with("formats.mine.total: `usage.total` must begin with `/`"),
+            "{error}"
+        );
         let request = RequestConfig { batches: vec!["/messages".into()], ..RequestConfig::default() };
         let config = FormatConfig { request, ..FormatConfig::default() };
         assert_eq!(Formats::builtin().with("mine", &config).unwrap_err().key, "request.batches");
@@ -573,7 +630,16 @@ mod formats {
     #[test]
     fn every_built_in_format_is_there_by_its_name() {
         let formats = Formats::builtin();
-        for name in ["auto", "chat-service", "openai-chat", "openai-responses", "anthropic", "gemini", "cohere", "text"] {
+        for name in [
+            "auto",
+            "chat-service",
+            "openai-chat",
+            "openai-responses",
+            "anthropic",
+            "gemini",
+            "cohere",
+            "text",
+        ] {
             assert!(formats.format(name).is_some(), "{name}");
         }
         assert_eq!(formats.names().count(), 15);

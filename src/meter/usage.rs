@@ -61,8 +61,15 @@ impl Amount {
             return Some(text.parse().ok().filter(|n| *n <= LARGEST).map_or(Self::Bad, Self::Known));
         }
         // Some services send whole numbers as `345.0`. Above 2^53 such a number is a guess.
-        let whole = text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(n));
-        Some(whole.filter(|_| raw.first().is_some_and(u8::is_ascii_digit)).map_or(Self::Bad, |n| Self::Known(n as u64)))
+        let whole = text
+            .parse::<f64>()
+            .ok()
+            .filter(|n| n.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(n));
+        Some(
+            whole
+                .filter(|_| raw.first().is_some_and(u8::is_ascii_digit))
+                .map_or(Self::Bad, |n| Self::Known(n as u64)),
+        )
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
@@ -227,7 +234,17 @@ mod tests {
 
     #[test]
     fn numbers_that_are_no_counts_are_bad_and_null_says_nothing() {
-        for raw in ["-1", "1e308", "9223372036854775808", "1.5", "true", "99999999999999999999999", "-0", "NaN", "inf"] {
+        for raw in [
+            "-1",
+            "1e308",
+            "9223372036854775808",
+            "1.5",
+            "true",
+            "99999999999999999999999",
+            "-0",
+            "NaN",
+            "inf",
+        ] {
             assert_eq!(Amount::parse(raw.as_bytes()), Some(Amount::Bad), "{raw}");
         }
         assert_eq!(Amount::parse(b"null"), None);
