@@ -74,7 +74,12 @@ pub struct Text {
 pub struct NotJson;
 
 /// Reads a request's body by the rules of `format`, and the values at `pointers` (RFC 6901).
-pub fn inspect(_format: &Format, _config: &Config, _body: &[u8], _pointers: &[&str]) -> Result<Inspected, NotJson> {
+pub fn inspect(
+    _format: &Format,
+    _config: &Config,
+    _body: &[u8],
+    _pointers: &[&str],
+) -> Result<Inspected, NotJson> {
     unimplemented!()
 }
 

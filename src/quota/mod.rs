@@ -92,7 +92,12 @@ impl Enforcer {
     }
 
     /// How a tenant stands now, in every dimension that it has.
-    pub fn standings(&self, _tenant: &TenantId, _entitlement: &Entitlement, _now: Timestamp) -> Vec<Standing> {
+    pub fn standings(
+        &self,
+        _tenant: &TenantId,
+        _entitlement: &Entitlement,
+        _now: Timestamp,
+    ) -> Vec<Standing> {
         unimplemented!()
     }
 

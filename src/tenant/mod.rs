@@ -15,7 +15,11 @@ pub struct SourceError(pub String);
 /// Look-ups in the service's database.
 pub trait TenantSource: Send + Sync + 'static {
     /// The first column of the first row of `query` (one parameter, `$1`, text) for `key`, as text.
-    fn look_up<'a>(&'a self, query: &'a str, key: &'a str) -> BoxFuture<'a, Result<Option<String>, SourceError>>;
+    fn look_up<'a>(
+        &'a self,
+        query: &'a str,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, SourceError>>;
 }
 
 /// How look-ups are cached.
