@@ -60,16 +60,13 @@ impl Default for Config {
 }
 
 /// Reads a request's body by the rules of `format`, and the values at `pointers` (RFC 6901).
-///
-/// # Errors
-/// The body is no JSON, or JSON that the service's parser and ours could read differently.
 pub fn inspect(
-    format: &Format,
-    config: &Config,
-    body: &[u8],
-    pointers: &[&str],
+    _format: &Format,
+    _config: &Config,
+    _body: &[u8],
+    _pointers: &[&str],
 ) -> Result<Inspected, NotJson> {
-    inspect::inspect(format, config.max_text_bytes, body, pointers)
+    unimplemented!()
 }
 
 /// Reads one answer in passing.

@@ -44,7 +44,10 @@ impl Lines {
         let mut text = line.to_string();
         text.push('\n');
         if self.size + text.len() as u64 > self.max_bytes {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, format!("the file has reached its {} bytes", self.max_bytes)));
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("the file has reached its {} bytes", self.max_bytes),
+            ));
         }
         write_all(&*self.file, self.size, text.as_bytes())?;
         self.file.sync()?;
@@ -64,7 +67,8 @@ pub(super) struct Damaged {
 impl Damaged {
     pub(super) fn open(file: Arc<dyn DiskFile>, max_bytes: u64) -> io::Result<Self> {
         let (lines, text) = Lines::open(file, max_bytes)?;
-        let entries = text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+        let entries =
+            text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
         let key = |v: Value| {
             let checksum = u32::try_from(v["crc32c"].as_u64()?).ok()?;
             Some((v["segment"].as_u64()?, v["offset"].as_u64()?, checksum))

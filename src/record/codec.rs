@@ -77,7 +77,11 @@ pub struct Unwritable(String);
 /// Reads the frame at the beginning of `bytes`. Pure, total, and it allocates nothing.
 pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, NoFrame> {
     if !bytes.starts_with(&MARK) {
-        return Err(if MARK.starts_with(bytes) { NoFrame::Incomplete(HEADER_BYTES) } else { NoFrame::Damaged });
+        return Err(if MARK.starts_with(bytes) {
+            NoFrame::Incomplete(HEADER_BYTES)
+        } else {
+            NoFrame::Damaged
+        });
     }
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         return Err(NoFrame::Incomplete(HEADER_BYTES));
@@ -116,7 +120,9 @@ pub fn encode(record: &Record, seq: u64, out: &mut Vec<u8>) -> Result<usize, Unw
     let length = out.len() - start - HEADER_BYTES;
     let framed = written.and_then(|()| match u32::try_from(length) {
         Ok(short) if length <= MAX_PAYLOAD_BYTES => Ok(short),
-        _ => Err(Unwritable(format!("a record of {length} bytes is over the {MAX_PAYLOAD_BYTES} of the journal"))),
+        _ => Err(Unwritable(format!(
+            "a record of {length} bytes is over the {MAX_PAYLOAD_BYTES} of the journal"
+        ))),
     });
     match framed {
         Ok(short) => {

@@ -57,11 +57,16 @@ pub fn inspect(dir: &Path, each: &mut dyn FnMut(Inspected) -> bool) -> io::Resul
             Err(e) => return Err(e),
         };
         let size = file.size()?;
-        let mut found = |offset, length, what| each(Inspected { segment: name.clone(), offset, length, what });
+        let mut found =
+            |offset, length, what| each(Inspected { segment: name.clone(), offset, length, what });
         let mut reader = match SegmentReader::new(file)? {
             Ok(reader) => reader,
             Err(segment::NewerLayout(layout)) => {
-                if !found(0, size, Content::Unreadable(format!("segment layout {layout} is newer than this release"))) {
+                if !found(
+                    0,
+                    size,
+                    Content::Unreadable(format!("segment layout {layout} is newer than this release")),
+                ) {
                     return Ok(());
                 }
                 continue;

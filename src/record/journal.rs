@@ -117,7 +117,12 @@ impl Journal {
         Ok((recorder, journal))
     }
 
-    fn start(disk: Arc<dyn Disk>, config: Config, metrics: Arc<Metrics>, lock: Arc<dyn DiskFile>) -> io::Result<Self> {
+    fn start(
+        disk: Arc<dyn Disk>,
+        config: Config,
+        metrics: Arc<Metrics>,
+        lock: Arc<dyn DiskFile>,
+    ) -> io::Result<Self> {
         let (position, acked) = Position::load(disk.open(&path(&config, POSITION))?)?;
         let damaged = Damaged::open(disk.open(&path(&config, DAMAGED))?, config.max_bytes)?;
         let dead_letters = DeadLetters::open(disk.open(&path(&config, DEAD_LETTERS))?, config.max_bytes)?;
@@ -128,13 +133,7 @@ impl Journal {
         let last_seq = found.segments.iter().map(|s| s.last_seq).max().unwrap_or(0).max(acked);
         let next_number = found.segments.last().map_or(0, |s| s.number) + 1;
         let mut opened = found.opened;
-        let state = State {
-            segments: found.segments.into(),
-            last_seq,
-            acked,
-            records: opened.records,
-            ..State::default()
-        };
+        let state = State::resume(found.segments, last_seq, acked, opened.records);
         let parts = Arc::new(Parts {
             log: Log::new(state, Arc::clone(&metrics), found.oldest),
             inbox: Arc::new(Inbox::new(Arc::clone(&metrics))),
@@ -157,9 +156,20 @@ impl Journal {
         }
         let threads = Mutex::new(spawn(&parts, writer)?);
         if opened.records > 0 || opened.torn_bytes > 0 {
-            tracing::info!(records = opened.records, damaged = opened.damaged, torn_bytes = opened.torn_bytes, "the journal holds records of a former run");
+            tracing::info!(
+                records = opened.records,
+                damaged = opened.damaged,
+                torn_bytes = opened.torn_bytes,
+                "the journal holds records of a former run"
+            );
         }
-        Ok(Self { outlet, opened, threads, shipping: tokio::sync::Mutex::new(()), lock: Mutex::new(Some(lock)) })
+        Ok(Self {
+            outlet,
+            opened,
+            threads,
+            shipping: tokio::sync::Mutex::new(()),
+            lock: Mutex::new(Some(lock)),
+        })
     }
 
     /// What opening found of former runs.
@@ -206,7 +216,8 @@ impl Journal {
     pub fn state(&self) -> JournalState {
         let log = &self.outlet.parts.log;
         let (reason, records, bytes) = log.with(|state| (state.fault.clone(), state.records, state.bytes()));
-        let since = |then: Timestamp| Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or_default();
+        let since =
+            |then: Timestamp| Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or_default();
         JournalState {
             healthy: reason.is_none(),
             reason,
@@ -312,7 +323,8 @@ impl Found {
                     if let Some((at, bytes, _)) = pending.take() {
                         // By the numbers that are missing; those of records that were shed are missing, too.
                         let at_most = (bytes.len() / codec::HEADER_BYTES).max(1) as u64;
-                        let lost = frame.seq.saturating_sub(segment.last_seq.max(before) + 1).clamp(1, at_most);
+                        let lost =
+                            frame.seq.saturating_sub(segment.last_seq.max(before) + 1).clamp(1, at_most);
                         if frame.seq > acked + 1 {
                             self.damage.push((segment.clone(), at, bytes, "damaged".into(), lost));
                         }
@@ -326,7 +338,9 @@ impl Found {
                             self.opened.records += 1;
                             self.oldest = self.oldest.or(Some(super::log::at(&record)));
                         }
-                        Err(why) => self.damage.push((segment.clone(), offset, raw(&frame), why.to_string(), 1)),
+                        Err(why) => {
+                            self.damage.push((segment.clone(), offset, raw(&frame), why.to_string(), 1))
+                        }
                     }
                 }
             }

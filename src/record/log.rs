@@ -102,10 +102,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// `evicted` is what former runs left on disk.
-    pub(super) fn new(mut state: State, metrics: Arc<Metrics>, oldest: Option<Timestamp>) -> Self {
-        state.evicted = state.last_seq;
-        state.taken = state.acked;
+    /// `oldest` is when the oldest record that is not acknowledged came.
+    pub(super) fn new(state: State, metrics: Arc<Metrics>, oldest: Option<Timestamp>) -> Self {
         let log = Self {
             state: Mutex::new(state),
             ready: Notify::new(),
@@ -173,6 +171,12 @@ impl Log {
 }
 
 impl State {
+    /// What former runs left: all of it is on disk only.
+    pub(super) fn resume(segments: Vec<Segment>, last_seq: u64, acked: u64, records: u64) -> Self {
+        let segments = segments.into();
+        Self { segments, last_seq, evicted: last_seq, acked, taken: acked, records, ..Self::default() }
+    }
+
     /// Bytes of all segments.
     pub(super) fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
@@ -199,7 +203,9 @@ impl State {
 
     /// Drops from the front what is on disk, until the tail is within its bounds.
     fn evict(&mut self) {
-        while self.tail.len() - self.unwritten > TAIL_RECORDS || self.tail_bytes - self.unwritten_bytes > TAIL_BYTES {
+        while self.tail.len() - self.unwritten > TAIL_RECORDS
+            || self.tail_bytes - self.unwritten_bytes > TAIL_BYTES
+        {
             if !self.tail.front().is_some_and(|entry| entry.on_disk) {
                 return;
             }
@@ -207,11 +213,6 @@ impl State {
             self.tail_bytes -= entry.bytes;
             self.evicted = self.evicted.max(entry.seq);
         }
-    }
-
-    /// Whether there are records that are in memory only.
-    pub(super) fn holds_unwritten(&self) -> bool {
-        self.unwritten > 0
     }
 
     /// Calls `each` with the records that are in memory only, oldest first, until it says `false`.
@@ -276,13 +277,19 @@ impl State {
     /// Takes up to `most` records for a batch.
     pub(super) fn take(&mut self, most: usize) -> Next {
         let Some(front) = self.tail.front() else {
-            return if self.evicted > self.taken { Next::OnDisk { until: self.evicted + 1 } } else { Next::Nothing };
+            return if self.evicted > self.taken {
+                Next::OnDisk { until: self.evicted + 1 }
+            } else {
+                Next::Nothing
+            };
         };
         if front.seq != self.taken + 1 && self.evicted > self.taken {
             return Next::OnDisk { until: front.seq.min(self.evicted + 1) };
         }
         let mut batch = Vec::with_capacity(most.min(self.tail.len()));
-        while batch.len() < most && self.tail.front().is_some_and(|e| e.seq == self.taken + 1 || self.evicted <= self.taken) {
+        while batch.len() < most
+            && self.tail.front().is_some_and(|e| e.seq == self.taken + 1 || self.evicted <= self.taken)
+        {
             let Some(entry) = self.tail.pop_front() else { break };
             self.tail_bytes -= entry.bytes;
             if !entry.on_disk {

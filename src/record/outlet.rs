@@ -64,7 +64,12 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn new(parts: Arc<Parts>, position: Position, damaged: Damaged, dead_letters: DeadLetters) -> Self {
+    pub(super) fn new(
+        parts: Arc<Parts>,
+        position: Position,
+        damaged: Damaged,
+        dead_letters: DeadLetters,
+    ) -> Self {
         parts.log.dead_letters.store(dead_letters.count(), Ordering::Relaxed);
         Self {
             parts,
@@ -173,7 +178,11 @@ impl Outlet {
                     },
                 }
             }
-            if self.parts.log.with(|state| state.segments.back().is_some_and(|last| last.number == segment.number)) {
+            if self
+                .parts
+                .log
+                .with(|state| state.segments.back().is_some_and(|last| last.number == segment.number))
+            {
                 return Ok(batch);
             }
             cursor.reader = None;
@@ -184,7 +193,8 @@ impl Outlet {
 
     /// The first segment numbered `from` or higher that has something after `taken`, or is `from` itself.
     fn segment_from(&self, from: u64, taken: u64) -> Option<Segment> {
-        let wanted = |s: &&Segment| s.number >= from && (s.last_seq > taken || (from > 0 && s.number == from));
+        let wanted =
+            |s: &&Segment| s.number >= from && (s.last_seq > taken || (from > 0 && s.number == from));
         self.parts.log.with(|state| state.segments.iter().find(wanted).cloned())
     }
 
@@ -198,7 +208,11 @@ impl Outlet {
                 Ok(None)
             }
             Err(e) => {
-                if self.unreadable(cursor, segment, &e) { Ok(None) } else { Err(e) }
+                if self.unreadable(cursor, segment, &e) {
+                    Ok(None)
+                } else {
+                    Err(e)
+                }
             }
         }
     }

@@ -149,6 +149,8 @@ impl Group {
 pub(super) struct Handed {
     pub batches: Vec<Records>,
     pub group: Option<Arc<Group>>,
+    /// The writer was asked to look round.
+    pub kicked: bool,
 }
 
 /// Why the writer woke up.
@@ -176,8 +178,6 @@ struct Queue {
     records: usize,
     /// The writer sleeps.
     parked: bool,
-    /// The writer should look round, records or not.
-    kicked: bool,
     closed: bool,
     /// The writer has been in one file operation for too long: nobody should wait for it.
     stuck: bool,
@@ -225,7 +225,7 @@ impl Inbox {
         let mut queue = lock(&self.queue);
         queue.stuck = false;
         loop {
-            if !queue.handed.batches.is_empty() || mem::take(&mut queue.kicked) {
+            if !queue.handed.batches.is_empty() || queue.handed.kicked {
                 mem::swap(&mut queue.handed, handed);
                 queue.records = 0;
                 return Turn::Work;
@@ -248,7 +248,7 @@ impl Inbox {
 
     /// Makes the writer look round.
     pub(super) fn kick(&self) {
-        lock(&self.queue).kicked = true;
+        lock(&self.queue).handed.kicked = true;
         self.wake.notify_one();
     }
 

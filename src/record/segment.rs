@@ -158,7 +158,10 @@ impl SegmentReader {
         self.used = 0;
         let have = self.buffer.len();
         let left = limit.saturating_sub(self.offset + have as u64);
-        let wanted = needed.saturating_sub(have).clamp(CHUNK, 8 * CHUNK).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let wanted = needed
+            .saturating_sub(have)
+            .clamp(CHUNK, 8 * CHUNK)
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         self.buffer.resize(have + wanted, 0);
         match read_full(&*self.file, self.offset + have as u64, &mut self.buffer[have..]) {
             Ok(read) => {

@@ -35,7 +35,12 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const STOPPING_POLL: Duration = Duration::from_millis(1);
 
 /// Ships until `stop`, then what is left, but not longer than `deadline` after it.
-pub(super) async fn ship(outlet: &Arc<Outlet>, sink: Arc<dyn EventSink>, stop: CancellationToken, deadline: Duration) {
+pub(super) async fn ship(
+    outlet: &Arc<Outlet>,
+    sink: Arc<dyn EventSink>,
+    stop: CancellationToken,
+    deadline: Duration,
+) {
     let mut flights = FuturesOrdered::new();
     let mut aboard: VecDeque<Arc<Batch>> = VecDeque::new();
     // A batch that waits until those before it have landed.
@@ -231,7 +236,9 @@ impl Delivery {
                 true
             }
             Ok(Err(e)) => {
-                self.say_trouble(&format!("the dead-letter file can't be written: {e}; it would hold: {reason}"));
+                self.say_trouble(&format!(
+                    "the dead-letter file can't be written: {e}; it would hold: {reason}"
+                ));
                 false
             }
             Err(_) => false,
@@ -267,4 +274,3 @@ impl Backoff {
         sleep(full.mul_f64(part)).await;
     }
 }
-

@@ -105,7 +105,12 @@ impl Syncer {
         }
     }
 
-    fn sync(&self, sealed: &[Arc<dyn DiskFile>], active: Option<&Arc<dyn DiskFile>>, names: bool) -> Option<SyncFault> {
+    fn sync(
+        &self,
+        sealed: &[Arc<dyn DiskFile>],
+        active: Option<&Arc<dyn DiskFile>>,
+        names: bool,
+    ) -> Option<SyncFault> {
         let all = sealed.iter().chain(active);
         let synced = all.map(|file| file.sync()).chain(names.then(|| self.disk.sync_dir(&self.dir)));
         let failed = synced.filter_map(Result::err).last();
@@ -155,7 +160,8 @@ impl Watch {
             stop = self.wake.wait_timeout(stop, WATCH_EVERY).unwrap_or_else(PoisonError::into_inner).0;
             // Under the lock, so that the writer can't come back and be called stuck after that.
             let mut busy = lock(&self.busy);
-            if let Some(taken) = busy.since.map(|since| since.elapsed()).filter(|taken| *taken > STUCK_AFTER) {
+            if let Some(taken) = busy.since.map(|since| since.elapsed()).filter(|taken| *taken > STUCK_AFTER)
+            {
                 busy.stuck = true;
                 if let Some(group) = busy.group.take() {
                     group.resolve(false, Vec::new());

@@ -85,7 +85,9 @@ struct Owners {
 
 impl Owners {
     fn lose(&mut self, seq: u64, audit: bool) {
-        let Some(index) = self.firsts.partition_point(|(first, _)| *first <= seq).checked_sub(1) else { return };
+        let Some(index) = self.firsts.partition_point(|(first, _)| *first <= seq).checked_sub(1) else {
+            return;
+        };
         // Losing the detail of an exchange whose usage is kept is counted, but its receipt need not say so.
         if !audit || !self.firsts[index].1 {
             self.lost.push(index as u32);
@@ -124,12 +126,12 @@ impl Writer {
         loop {
             let turn = self.parts.inbox.take(&mut handed, self.retry.map(|(at, _)| at));
             self.heed_syncer();
-            let kicked = handed.batches.is_empty();
-            if !kicked {
-                self.group(&mut handed);
-            }
+            let kicked = mem::take(&mut handed.kicked);
             if self.retry.is_some_and(|(at, _)| kicked || at <= Instant::now()) {
                 self.recover();
+            }
+            if !handed.batches.is_empty() {
+                self.group(&mut handed);
             }
             if turn == Turn::Closed {
                 break;
@@ -146,7 +148,9 @@ impl Writer {
         self.parts.watch.begin(group.as_ref());
         let mut batches = mem::take(&mut handed.batches);
         for batch in &batches {
-            owners.firsts.push((self.next_seq, batch.iter().any(|record| !matches!(record, Record::Audit(_)))));
+            owners
+                .firsts
+                .push((self.next_seq, batch.iter().any(|record| !matches!(record, Record::Audit(_)))));
             self.next_seq += batch.len() as u64;
         }
         let mut seq = owners.firsts.first().map_or(self.next_seq, |(first, _)| *first);
@@ -240,7 +244,11 @@ impl Writer {
         if self.parts.log.with(|state| state.bytes()) + needed > max_bytes {
             self.make_room(needed)?;
         }
-        if self.active.as_ref().is_none_or(|a| a.offset > segment::HEADER_BYTES as u64 && a.offset + needed > segment_bytes) {
+        if self
+            .active
+            .as_ref()
+            .is_none_or(|a| a.offset > segment::HEADER_BYTES as u64 && a.offset + needed > segment_bytes)
+        {
             self.rotate()?;
         }
         let Some(active) = &mut self.active else { return Err(io::Error::other("no segment").into()) };
@@ -274,7 +282,9 @@ impl Writer {
     /// The journal is at its bound: lets go the active segment, if the sink has all of it.
     fn make_room(&mut self, needed: u64) -> Result<(), Refusal> {
         let log = &self.parts.log;
-        if log.with(|state| state.segments.back().is_some_and(|s| s.last_seq > 0 && s.last_seq <= state.acked)) {
+        if log
+            .with(|state| state.segments.back().is_some_and(|s| s.last_seq > 0 && s.last_seq <= state.acked))
+        {
             self.abandon();
         }
         reap(&self.parts);
@@ -310,7 +320,14 @@ impl Writer {
         let bytes = segment::HEADER_BYTES as u64;
         self.active = Some(Active { file, number, offset: bytes, first_seq: 0 });
         self.parts.log.with(|state| {
-            state.segments.push_back(Segment { number, path, bytes, last_seq: 0, sealed: false, keep: false });
+            state.segments.push_back(Segment {
+                number,
+                path,
+                bytes,
+                last_seq: 0,
+                sealed: false,
+                keep: false,
+            });
         });
         reap(&self.parts);
         Ok(())
@@ -320,7 +337,8 @@ impl Writer {
     fn fail(&mut self, refusal: &Refusal) {
         let delay = self.retry.map_or(RETRY.0, |(_, delay)| delay);
         self.retry = Some((Instant::now() + delay, (delay * 2).min(RETRY.1)));
-        let reason = format!("the journal in {} can't be written: {refusal}", self.parts.config.dir.display());
+        let reason =
+            format!("the journal in {} can't be written: {refusal}", self.parts.config.dir.display());
         if self.failing.ring() {
             tracing::error!(%reason, "records are kept in memory");
         }
@@ -329,7 +347,6 @@ impl Writer {
 
     /// Tries to write what is held in memory; all is well again when that is done.
     fn recover(&mut self) {
-        self.parts.watch.begin(None);
         let recovered = self.write_held();
         self.came_back();
         match recovered {
@@ -346,11 +363,14 @@ impl Writer {
     }
 
     fn write_held(&mut self) -> Result<(), Refusal> {
+        self.parts.watch.begin(None);
         if self.active.is_none() {
             let _ = self.parts.disk.create_dir(&self.parts.config.dir);
             self.rotate()?;
         }
         loop {
+            // Much to write is not stuck: each part has its own time.
+            self.parts.watch.begin(None);
             let mut buffer = mem::take(&mut self.buffer);
             buffer.clear();
             let (mut first, mut last) = (0, 0);
