@@ -69,7 +69,8 @@ impl Address {
             }
         }
         let plain = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-        let mut postgres: tokio_postgres::Config = plain.parse().map_err(|error| unreadable(&error, &rest))?;
+        let mut postgres: tokio_postgres::Config =
+            plain.parse().map_err(|error| unreadable(&error, &rest))?;
 
         let roots = match root.as_deref() {
             None | Some("system") => Roots::System,
@@ -115,7 +116,8 @@ fn unreadable(error: &tokio_postgres::Error, options: &[&str]) -> String {
         .find(|name| cause.contains(name));
     match named {
         Some(name) => format!("the database URL's option {name} is unknown, or its value is not valid"),
-        None => "the database URL is not valid (special characters in its password must be percent-encoded)".to_owned(),
+        None => "the database URL is not valid (special characters in its password must be percent-encoded)"
+            .to_owned(),
     }
 }
 
@@ -162,9 +164,15 @@ mod tests {
         assert_eq!(trust(""), (SslMode::Prefer, Trust::Anyone));
         assert_eq!(trust("sslmode=disable"), (SslMode::Disable, Trust::Anyone));
         assert_eq!(trust("sslmode=require"), (SslMode::Require, Trust::Anyone));
-        assert_eq!(trust("sslmode=require&sslrootcert=a"), (SslMode::Require, Trust::Authority(Roots::File("a".into()))));
+        assert_eq!(
+            trust("sslmode=require&sslrootcert=a"),
+            (SslMode::Require, Trust::Authority(Roots::File("a".into())))
+        );
         assert_eq!(trust("sslmode=verify-ca"), (SslMode::Require, Trust::Authority(Roots::System)));
-        assert_eq!(trust("sslmode=verify-full&sslrootcert=system"), (SslMode::Require, Trust::Host(Roots::System)));
+        assert_eq!(
+            trust("sslmode=verify-full&sslrootcert=system"),
+            (SslMode::Require, Trust::Host(Roots::System))
+        );
     }
 
     #[test]
