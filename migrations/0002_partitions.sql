@@ -94,7 +94,8 @@ END
 $$;
 
 -- Removes the rows of `parent` older than `cutoff`: partitions that are wholly older are dropped, which leaves no
--- dead rows behind; the rest is deleted. Returns how many rows went.
+-- dead rows behind; the rest is deleted. A partition whose lock can't be had within 3 s is left for the next call, not
+-- emptied row by row. Returns how many rows went.
 CREATE OR REPLACE FUNCTION tollgate_remove_before(parent REGCLASS, cutoff TIMESTAMPTZ)
 RETURNS BIGINT
 LANGUAGE plpgsql
@@ -105,9 +106,10 @@ DECLARE
     key     TEXT;
     rows    BIGINT;
     removed BIGINT := 0;
+    spared  TIMESTAMPTZ := '-infinity';
 BEGIN
     FOR old IN
-        SELECT i.inhrelid::regclass AS partition
+        SELECT i.inhrelid::regclass AS partition, bound.ends
         FROM pg_inherits i
         JOIN pg_class c ON c.oid = i.inhrelid
         CROSS JOIN LATERAL (
@@ -121,13 +123,14 @@ BEGIN
             EXECUTE format('DROP TABLE %s', old.partition);
             removed := removed + rows;
         EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING '% is old but in use: left for the next pass', old.partition;
+            RAISE WARNING '% is old but in use: left for the next call', old.partition;
+            spared := old.ends;
         END;
     END LOOP;
     SELECT a.attname INTO key
         FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
         WHERE p.partrelid = parent;
-    EXECUTE format('DELETE FROM %s WHERE %I < $1', parent, key) USING cutoff;
+    EXECUTE format('DELETE FROM %s WHERE %I >= $1 AND %I < $2', parent, key, key) USING spared, cutoff;
     GET DIAGNOSTICS rows = ROW_COUNT;
     RETURN removed + rows;
 END

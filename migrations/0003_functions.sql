@@ -199,7 +199,7 @@ BEGIN
             s.embedded, least(s.embedding_tokens, most), s.searches,
             s.ingested, s.ingest_failed,
             least(s.tokens, most), least(s.input, most), least(s.output, most), s.cost,
-            quota.limit_value, greatest(quota.limit_value - quota.settled, 0), s.exceeded,
+            quota.limit_value, quota.limit_value - least(greatest(quota.settled, 0), quota.limit_value), s.exceeded,
             s.total - s.good - s.limited, (s.total - s.good - s.limited)::numeric / s.total, p.peak
         FROM sums s
         JOIN peaks p USING (tenant_id, starts)
@@ -300,7 +300,7 @@ BEGIN
         s.embedded, least(s.embedding_tokens, most), s.searches,
         s.ingested, s.ingest_failed,
         least(s.tokens, most), least(s.input, most), least(s.output, most), s.cost,
-        quota.limit_value, greatest(quota.limit_value - quota.settled, 0), s.exceeded,
+        quota.limit_value, quota.limit_value - least(greatest(quota.settled, 0), quota.limit_value), s.exceeded,
         s.failed, s.failed / s.total, s.peak
     FROM sums s
     LEFT JOIN latencies l USING (tenant_id, starts)

@@ -27,84 +27,13 @@ use super::pool::{Store, StoreError};
 use crate::model::event::Record;
 use crate::record::{EventSink, SinkError};
 
-/// Events. Which of them are new is kept for `CHARGE`.
-const USAGE: &str = "\
-WITH landed AS (
-    INSERT INTO tenant_usage_realtime (
-        event_id, tenant_id, event_type, event_timestamp, api_method, api_endpoint, api_status_code,
-        api_response_time_ms, upstream_first_byte_ms, chat_session_id, chat_messages, embeddings,
-        embedding_tokens, search_query_tokens, search_result_count, tokens_consumed,
-        input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens, reasoning_tokens,
-        model, token_source, outcome, streamed, cost_usd, request_id, metadata, replica_id)
-    SELECT id, tenant, kind, at, method, endpoint, status,
-        response_ms, first_byte_ms, session, messages, embeddings,
-        CASE kind WHEN 'embedding' THEN tokens END, CASE kind WHEN 'search' THEN tokens END, found, tokens,
-        input, output, cached, written, reasoning,
-        model, source, outcome, streamed, round(nanousd * 0.000000001, 8), request, metadata::jsonb, $26
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
-        $8::int[], $9::int[], $10::text[], $11::int[], $12::int[], $13::int[], $14::bigint[],
-        $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[],
-        $20::text[], $21::text[], $22::text[], $23::bool[], $24::bigint[], $25::text[], $27::text[])
-        AS e(id, tenant, kind, at, method, endpoint, status, response_ms, first_byte_ms, session, messages, embeddings,
-            found, tokens, input, output, cached, written, reasoning, model, source, outcome, streamed, nanousd,
-            request, metadata)
-    ON CONFLICT (event_id, event_timestamp) DO NOTHING
-    RETURNING event_id
-)
-SELECT set_config('tollgate.landed', coalesce(string_agg(event_id::text, ','), ''), true) FROM landed";
-
-const AUDIT: &str = "\
-INSERT INTO audit_events (
-    event_id, tenant_id, event_type, category, entity_type, entity_id, action, actor_type, actor_id,
-    old_values, new_values, changes_summary, result, error_message, ip_address, user_agent, request_id, \"timestamp\")
-SELECT id, tenant, kind, category, entity, entity_id, action, actor, actor_id,
-    old::jsonb, new::jsonb, summary, result, error, ip, agent, request, at
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-    $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::inet[], $16::text[],
-    $17::text[], $18::timestamptz[])
-    AS e(id, tenant, kind, category, entity, entity_id, action, actor, actor_id, old, new, summary, result, error,
-        ip, agent, request, at)
-ON CONFLICT (event_id, \"timestamp\") DO NOTHING";
-
-/// Amendments, of rows that still say `reserved`. Which of them applied is kept for `CHARGE`. The bounds of time let
-/// the planner leave out the other partitions.
-const AMEND: &str = "\
-WITH amended AS (
-    UPDATE tenant_usage_realtime AS t
-    SET tokens_consumed = a.tokens, input_tokens = a.input, output_tokens = a.output,
-        cached_input_tokens = a.cached, cache_write_input_tokens = a.written, reasoning_tokens = a.reasoning,
-        embedding_tokens = CASE t.event_type WHEN 'embedding' THEN a.tokens END,
-        search_query_tokens = CASE t.event_type WHEN 'search' THEN a.tokens END,
-        token_source = a.source, cost_usd = round(a.nanousd * 0.000000001, 8), updated_at = now()
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-        $8::bigint[], $9::text[], $10::bigint[])
-        AS a(id, at, tokens, input, output, cached, written, reasoning, source, nanousd)
-    WHERE t.event_id = a.id AND t.event_timestamp = a.at
-      AND t.event_timestamp >= $11 AND t.event_timestamp <= $12
-      AND t.token_source = 'reserved'
-    RETURNING t.event_id
-)
-SELECT set_config('tollgate.amended', coalesce(string_agg(event_id::text, ','), ''), true) FROM amended";
-
-/// The charges of what really landed. Sums are numeric and saturate: an absurd count must not stop the counters.
-const CHARGE: &str = "\
-WITH done AS (
-    SELECT false AS amends, unnest(string_to_array(current_setting('tollgate.landed', true), ',')::uuid[]) AS id
-    UNION ALL
-    SELECT true, unnest(string_to_array(current_setting('tollgate.amended', true), ',')::uuid[])
-)
-INSERT INTO quota_usage AS q (tenant_id, dimension, window_start, window_end, settled, limit_value)
-SELECT c.tenant, c.dimension, c.starts, max(c.ends),
-    least(greatest(sum(c.amount), -9223372036854775807), 9223372036854775807)::bigint,
-    (array_agg(c.most ORDER BY c.place DESC))[1]
-FROM unnest($1::uuid[], $2::bool[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::bigint[],
-    $8::bigint[]) WITH ORDINALITY AS c(id, amends, tenant, dimension, starts, ends, amount, most, place)
-JOIN done USING (id, amends)
-GROUP BY c.tenant, c.dimension, c.starts
-ORDER BY c.tenant, c.dimension, c.starts
-ON CONFLICT (tenant_id, dimension, window_start) DO UPDATE SET
-    settled = least(greatest(q.settled::numeric + excluded.settled, -9223372036854775807), 9223372036854775807)::bigint,
-    limit_value = excluded.limit_value, updated_at = now()";
+/// The planner must find an amendment's row by its key however small it believes a partition to be: today's was empty
+/// when it last looked. The other statements scan no table.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+const USAGE: &str = include_str!("events/usage.sql");
+const AUDIT: &str = include_str!("events/audit.sql");
+const AMEND: &str = include_str!("events/amend.sql");
+const CHARGE: &str = include_str!("events/charge.sql");
 
 impl EventSink for Store {
     fn write<'a>(&'a self, records: &'a [Record]) -> BoxFuture<'a, Result<(), SinkError>> {
@@ -131,7 +60,7 @@ async fn send(
 ) -> Result<(), tokio_postgres::Error> {
     let (usage, audit, amend, charge) = statements(client).await?;
     // Futures of the driver send when they are first polled, and join polls in order.
-    let begin = client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED");
+    let begin = client.batch_execute(BEGIN);
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
     let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
     let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });

@@ -58,7 +58,8 @@ impl Store {
     pub async fn clean_up(&self) -> Result<CleanUpReport, StoreError> {
         let client = self.patient(PATIENCE).await?;
         let mut removed = [0; 3];
-        let functions = ["cleanup_old_realtime_events", "cleanup_old_audit_events", "cleanup_old_quota_windows"];
+        let functions =
+            ["cleanup_old_realtime_events", "cleanup_old_audit_events", "cleanup_old_quota_windows"];
         for (removed, function) in removed.iter_mut().zip(functions) {
             *removed = count(client.query_one(&format!("SELECT {function}()"), &[]).await?.get(0));
         }

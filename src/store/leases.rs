@@ -33,7 +33,9 @@ impl LeaseSource for Store {
 
 /// A counter; `None` for one that this program can't have written, such as a newer one's unit.
 fn settled(row: &tokio_postgres::Row) -> Option<Settled> {
-    let instant = |at: usize| row.try_get::<_, std::time::SystemTime>(at).ok().and_then(|t| Timestamp::try_from(t).ok());
+    let instant = |at: usize| {
+        row.try_get::<_, std::time::SystemTime>(at).ok().and_then(|t| Timestamp::try_from(t).ok())
+    };
     let read = || {
         Some(Settled {
             tenant: TenantId::parse(row.try_get(0).ok()?).ok()?,
@@ -45,7 +47,10 @@ fn settled(row: &tokio_postgres::Row) -> Option<Settled> {
     };
     let counter = read();
     if counter.is_none() {
-        tracing::warn!(tenant = row.try_get::<_, &str>(0).ok(), "a quota counter that can't be read is left out");
+        tracing::warn!(
+            tenant = row.try_get::<_, &str>(0).ok(),
+            "a quota counter that can't be read is left out"
+        );
     }
     counter
 }

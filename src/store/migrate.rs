@@ -41,13 +41,23 @@ pub enum SchemaState {
 impl std::fmt::Display for SchemaState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            SchemaState::Missing => f.write_str("the database has no Tollgate schema: run `tollgate migrate`"),
-            SchemaState::Older(version) => {
-                write!(f, "the database's schema is version {version}, this Tollgate needs {SCHEMA_VERSION}: run `tollgate migrate`")
+            SchemaState::Missing => {
+                f.write_str("the database has no Tollgate schema: run `tollgate migrate`")
             }
-            SchemaState::Current => write!(f, "the database's schema is up to date (version {SCHEMA_VERSION})"),
+            SchemaState::Older(version) => {
+                write!(
+                    f,
+                    "the database's schema is version {version}, this Tollgate needs {SCHEMA_VERSION}: run `tollgate migrate`"
+                )
+            }
+            SchemaState::Current => {
+                write!(f, "the database's schema is up to date (version {SCHEMA_VERSION})")
+            }
             SchemaState::Newer(version) => {
-                write!(f, "the database's schema is version {version}, newer than this Tollgate's {SCHEMA_VERSION}")
+                write!(
+                    f,
+                    "the database's schema is version {version}, newer than this Tollgate's {SCHEMA_VERSION}"
+                )
             }
         }
     }
@@ -76,7 +86,9 @@ impl Store {
         let have = match from {
             SchemaState::Missing => 0,
             SchemaState::Older(version) => version,
-            SchemaState::Current | SchemaState::Newer(_) => return Ok(Migrated { from, applied: Vec::new() }),
+            SchemaState::Current | SchemaState::Newer(_) => {
+                return Ok(Migrated { from, applied: Vec::new() });
+            }
         };
         let mut applied = Vec::new();
         for (version, name, sql) in MIGRATIONS {

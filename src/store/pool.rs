@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    TimeoutType, Timeouts,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod,
+    Runtime, TimeoutType, Timeouts,
 };
 
 use super::address::Address;
@@ -153,9 +153,10 @@ impl Store {
                 doubt.settled();
                 Ok(done?)
             }
-            Err(_) => {
-                Err(StoreError::Unavailable(format!("the database at {} gave no answer in {patience:?}", self.place)))
-            }
+            Err(_) => Err(StoreError::Unavailable(format!(
+                "the database at {} gave no answer in {patience:?}",
+                self.place
+            ))),
         }
     }
 
@@ -233,6 +234,9 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("place", &self.place).field("replica_id", &self.replica_id).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("place", &self.place)
+            .field("replica_id", &self.replica_id)
+            .finish_non_exhaustive()
     }
 }

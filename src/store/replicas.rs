@@ -5,9 +5,9 @@ use super::pool::{Store, StoreError};
 const REGISTER: &str = "INSERT INTO gateway_replicas (replica_id, address, version) VALUES ($1, $2, $3) \
      ON CONFLICT (replica_id) DO UPDATE SET state = 'live', address = excluded.address, \
      version = excluded.version, started_at = now(), heartbeat_at = now()";
-const HEARTBEAT: &str =
-    "UPDATE gateway_replicas SET heartbeat_at = now() WHERE replica_id = $1 AND state IN ('live', 'draining')";
-const LEAVE: &str = "UPDATE gateway_replicas SET state = 'stopped', heartbeat_at = now() WHERE replica_id = $1";
+const HEARTBEAT: &str = "UPDATE gateway_replicas SET heartbeat_at = now() WHERE replica_id = $1 AND state IN ('live', 'draining')";
+const LEAVE: &str =
+    "UPDATE gateway_replicas SET state = 'stopped', heartbeat_at = now() WHERE replica_id = $1";
 
 impl Store {
     /// Makes this replica known as live, listening on `address`. Without a replica id it does nothing.
@@ -15,7 +15,8 @@ impl Store {
         let Some(id) = self.replica_id() else { return Ok(()) };
         let client = self.client().await?;
         let version = env!("CARGO_PKG_VERSION");
-        self.bounded(client, async |client| client.execute(REGISTER, &[&id, &address, &version]).await).await?;
+        self.bounded(client, async |client| client.execute(REGISTER, &[&id, &address, &version]).await)
+            .await?;
         Ok(())
     }
 

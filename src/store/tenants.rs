@@ -8,7 +8,11 @@ use super::pool::{Store, StoreError};
 use crate::tenant::{SourceError, TenantSource};
 
 impl TenantSource for Store {
-    fn look_up<'a>(&'a self, query: &'a str, key: &'a str) -> BoxFuture<'a, Result<Option<String>, SourceError>> {
+    fn look_up<'a>(
+        &'a self,
+        query: &'a str,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, SourceError>> {
         async move {
             // Postgres has no NUL in text, so no row can have this key.
             if key.contains('\0') {

@@ -47,7 +47,9 @@ fn store(roots: &Roots) -> Result<RootCertStore, String> {
             let native = rustls_native_certs::load_native_certs();
             store.add_parsable_certificates(native.certs);
             if store.is_empty() {
-                return Err("this machine has no root certificates: set sslrootcert in the database URL".to_owned());
+                return Err(
+                    "this machine has no root certificates: set sslrootcert in the database URL".to_owned()
+                );
             }
         }
         Roots::File(file) => {
@@ -61,7 +63,8 @@ fn store(roots: &Roots) -> Result<RootCertStore, String> {
 
 fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let told = |error: rustls::pki_types::pem::Error| format!("{}: {error}", file.display());
-    let all: Vec<_> = CertificateDer::pem_file_iter(file).map_err(told)?.collect::<Result<_, _>>().map_err(told)?;
+    let all: Vec<_> =
+        CertificateDer::pem_file_iter(file).map_err(told)?.collect::<Result<_, _>>().map_err(told)?;
     if all.is_empty() {
         return Err(format!("{}: no certificate in it", file.display()));
     }

@@ -61,8 +61,15 @@ impl Server {
         if let Some((uid, gid)) = account() {
             chown(directory.path(), Some(uid), Some(gid)).unwrap();
         }
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = Self { directory, port: free_port(), settings, running: Mutex::default(), migrated: OnceLock::new() };
+        let settings =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let server = Self {
+            directory,
+            port: free_port(),
+            settings,
+            running: Mutex::default(),
+            migrated: OnceLock::new(),
+        };
         let initdb = run_as("initdb")
             .arg("-D")
             .arg(server.data())
@@ -78,7 +85,8 @@ impl Server {
     pub(crate) fn restart(&self) {
         let mut running = self.running.lock().unwrap();
         assert!(running.is_none(), "it runs already");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join("log")).unwrap();
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join("log")).unwrap();
         let mut command = run_as("postgres");
         command.arg("-D").arg(self.data());
         let own = [
@@ -87,10 +95,13 @@ impl Server {
             ("unix_socket_directories", self.directory.path().display().to_string()),
             ("timezone", "Europe/Berlin".to_owned()),
         ];
-        for (name, value) in own.iter().map(|(n, v)| (*n, v)).chain(self.settings.iter().map(|(n, v)| (n.as_str(), v))) {
+        for (name, value) in
+            own.iter().map(|(n, v)| (*n, v)).chain(self.settings.iter().map(|(n, v)| (n.as_str(), v)))
+        {
             command.arg("-c").arg(format!("{name}={value}"));
         }
-        let mut server = command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0).spawn().unwrap();
+        let mut server =
+            command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0).spawn().unwrap();
         let mut watchdog = Command::new("/bin/sh")
             .args(["-c", "read _; kill -INT \"$1\" && sleep 1; kill -QUIT \"$1\"; rm -rf \"$2\"", "watchdog"])
             .arg(server.id().to_string())
@@ -191,7 +202,20 @@ impl Server {
 
     fn psql_with(&self, database: &str, arguments: &[&str]) -> Output {
         Command::new(programs().join("psql"))
-            .args(["-X", "-q", "-A", "-t", "-F", "\u{1f}", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres"])
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-F",
+                "\u{1f}",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+            ])
             .args(["-p", &self.port.to_string(), "-d", database])
             .args(arguments)
             .env("PGTZ", "UTC")
@@ -203,7 +227,8 @@ impl Server {
     fn is_ready(&self, pid: u32) -> bool {
         let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let mut lines = file.lines();
-        lines.next().is_some_and(|line| line == pid.to_string()) && lines.nth(6).is_some_and(|line| line.trim() == "ready")
+        lines.next().is_some_and(|line| line == pid.to_string())
+            && lines.nth(6).is_some_and(|line| line.trim() == "ready")
     }
 
     fn end(&self, how: Signal) {
@@ -218,8 +243,10 @@ impl Server {
     fn signal_all(&self, signal: Signal) {
         let running = self.running.lock().unwrap();
         let postmaster = running.as_ref().expect("it runs").server.id();
-        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
-        let pids = children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([postmaster.cast_signed()]);
+        let children =
+            fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
+        let pids =
+            children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([postmaster.cast_signed()]);
         for pid in pids {
             // A backend may have ended in between.
             let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
@@ -302,7 +329,9 @@ pub(crate) fn programs() -> &'static Path {
     static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
         let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         let mut found: Vec<_> = debian
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
+            .filter_map(|entry| {
+                Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin")))
+            })
             .filter(|(_, directory)| directory.join("initdb").exists())
             .collect();
         found.sort();
@@ -321,7 +350,9 @@ fn account() -> Option<(u32, u32)> {
         return None;
     }
     let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let find = |name: &str| passwd.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::to_owned));
+    let find = |name: &str| {
+        passwd.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::to_owned))
+    };
     let line = find("postgres").or_else(|| find("nobody")).expect("a user that is not root");
     let mut fields = line.split(':').skip(1).map(|field| field.parse().unwrap());
     Some((fields.next().unwrap(), fields.next().unwrap()))

@@ -51,7 +51,12 @@ impl<'a> Batch<'a> {
                 }
                 Record::Amend(amendment) if amended.insert(amendment.event_id) => {
                     batch.amend.push(amendment);
-                    batch.charges.push(amendment.event_id, true, amendment.tenant_id.as_str(), &amendment.charges);
+                    batch.charges.push(
+                        amendment.event_id,
+                        true,
+                        amendment.tenant_id.as_str(),
+                        &amendment.charges,
+                    );
                 }
                 Record::Audit(event) => batch.audit.push(event),
                 Record::Usage(_) | Record::Amend(_) => {}
@@ -415,9 +420,11 @@ fn without_nul(value: &Value) -> Value {
     match value {
         Value::String(text) => Value::String(text.replace('\0', "")),
         Value::Array(items) => items.iter().map(without_nul).collect(),
-        Value::Object(fields) => {
-            fields.iter().map(|(name, value)| (name.replace('\0', ""), without_nul(value))).collect::<Map<_, _>>().into()
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.replace('\0', ""), without_nul(value)))
+            .collect::<Map<_, _>>()
+            .into(),
         other => other.clone(),
     }
 }

@@ -30,6 +30,8 @@ use self::programs::Programs;
 const START: Duration = Duration::from_secs(60);
 /// How long a shutdown may take before it is forced.
 const STOP: Duration = Duration::from_secs(30);
+/// How long one attempt to connect may take meanwhile.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// How often we look.
 const TICK: Duration = Duration::from_millis(20);
 /// A socket's path, its end included: `sockaddr_un.sun_path` is 108 bytes on Linux and 104 on macOS.
@@ -49,7 +51,9 @@ pub enum PrivateError {
     )]
     NoPrograms,
     /// The data directory was made by a version that is not there any more.
-    #[error("{directory} was made by PostgreSQL {major}, whose server programs are not installed: install PostgreSQL {major}, or set [database] url")]
+    #[error(
+        "{directory} was made by PostgreSQL {major}, whose server programs are not installed: install PostgreSQL {major}, or set [database] url"
+    )]
     OtherVersion {
         /// The data directory.
         directory: String,
@@ -60,7 +64,9 @@ pub enum PrivateError {
     #[error("{0} is in use by another Tollgate")]
     InUse(String),
     /// The account that must run the server can't reach its directory.
-    #[error("PostgreSQL does not run as root, and the account it runs as can't pass through {0}: choose another [data] dir, or set [database] url")]
+    #[error(
+        "PostgreSQL does not run as root, and the account it runs as can't pass through {0}: choose another [data] dir, or set [database] url"
+    )]
     Barred(String),
     /// A file could not be made, or a program not be run.
     #[error("{what}: {error}")]
@@ -121,7 +127,10 @@ impl PrivatePostgres {
         let url = url(sockets.path());
         if let Err(error) = ready(&mut server, &url).await {
             let _ = signal(&server, Signal::QUIT);
-            return Err(PrivateError::Failed(format!("PostgreSQL did not start: {error}{}", home.last_words())));
+            return Err(PrivateError::Failed(format!(
+                "PostgreSQL did not start: {error}{}",
+                home.last_words()
+            )));
         }
         Ok(Self { server, watchdog, sockets, _lock: home.lock })
     }
@@ -167,16 +176,21 @@ fn signal(child: &Child, signal: Signal) -> io::Result<()> {
 }
 
 fn url(sockets: &Path) -> String {
-    format!("postgres://tollgate@/postgres?host={}", utf8_percent_encode(&sockets.to_string_lossy(), NON_ALPHANUMERIC))
+    format!(
+        "postgres://tollgate@/postgres?host={}",
+        utf8_percent_encode(&sockets.to_string_lossy(), NON_ALPHANUMERIC)
+    )
 }
 
 /// Waits until the server accepts a connection; an error when it ends instead, or takes too long.
 async fn ready(server: &mut Child, url: &str) -> Result<(), String> {
     let deadline = Instant::now() + START;
     loop {
-        let last = match tokio_postgres::connect(url, tokio_postgres::NoTls).await {
-            Ok(_) => return Ok(()),
-            Err(error) => super::pool::describe(&error),
+        let connect = tokio_postgres::connect(url, tokio_postgres::NoTls);
+        let last = match tokio::time::timeout(ATTEMPT, connect).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => super::pool::describe(&error),
+            Err(_) => String::from("it accepts, but does not answer"),
         };
         match server.try_wait() {
             Ok(None) => {}
@@ -288,7 +302,10 @@ impl Home {
     /// Stops a server of ours that outlived a former run.
     async fn stop_leftover(&self) -> Result<(), PrivateError> {
         let Some(pid) = self.leftover() else { return Ok(()) };
-        tracing::info!(pid = pid.as_raw_nonzero().get(), "stopping the private Postgres that a former run left");
+        tracing::info!(
+            pid = pid.as_raw_nonzero().get(),
+            "stopping the private Postgres that a former run left"
+        );
         for how in [Signal::INT, Signal::QUIT] {
             let _ = kill_process(pid, how);
             let deadline = Instant::now() + STOP;
@@ -397,11 +414,31 @@ impl Home {
 fn arguments(pid: Pid) -> Vec<String> {
     let pid = pid.as_raw_nonzero();
     if let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) {
-        return line.split(|b| *b == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect();
+        return line
+            .split(|b| *b == 0)
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect();
     }
     // No /proc: macOS. Arguments with spaces in them are taken apart, and then not recognised; the server's own
     // check of its lock file reports that case.
-    let output = std::process::Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output();
+    let output =
+        std::process::Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output();
     let line = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     line.split_whitespace().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn when_the_gateway_dies_the_watchdog_shuts_the_server_down() {
+        let home = tempfile::Builder::new().prefix("tollgate-test-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut postgres = PrivatePostgres::start(&home.path().join("postgres")).await.unwrap();
+        let (_watchdog, pipe) = postgres.watchdog.take().unwrap();
+        // What the kernel does with the open files of a process that is killed.
+        drop(pipe);
+        assert!(postgres.server.wait().await.unwrap().success());
+    }
 }

@@ -24,12 +24,25 @@ async fn a_batch_is_rows_audit_and_counters_at_once() {
     let store = database.store();
     let now = Timestamp::now();
     let (reserved, amendment) = amended("tn_one", 150, 90, now);
-    let batch = [usage(chat("tn_one", 100, now)), audited(audit("tn_one", "chat_response_sent", now)), usage(reserved), amend(amendment)];
+    let batch = [
+        usage(chat("tn_one", 100, now)),
+        audited(audit("tn_one", "chat_response_sent", now)),
+        usage(reserved),
+        amend(amendment),
+    ];
     store.write(&batch).await.unwrap();
 
     let rows = database.rows("SELECT tokens_consumed, token_source, cost_usd, api_response_time_ms, replica_id FROM tenant_usage_realtime ORDER BY tokens_consumed");
-    assert_eq!(rows, [["90", "counted", "0.00000100", "12", "test"], ["100", "reported", "0.00000124", "12", "test"]]);
-    assert_eq!(database.rows("SELECT event_type, new_values->>'message_length', host(ip_address), result FROM audit_events"), [["chat_response_sent", "5", "192.0.2.7", "success"]]);
+    assert_eq!(
+        rows,
+        [["90", "counted", "0.00000100", "12", "test"], ["100", "reported", "0.00000124", "12", "test"]]
+    );
+    assert_eq!(
+        database.rows(
+            "SELECT event_type, new_values->>'message_length', host(ip_address), result FROM audit_events"
+        ),
+        [["chat_response_sent", "5", "192.0.2.7", "success"]]
+    );
     assert_eq!(settled(&database, "tn_one", "tokens_per_day"), "190");
     assert_eq!(settled(&database, "tn_one", "api_calls_per_minute"), "2");
     assert_eq!(database.one("SELECT DISTINCT limit_value FROM quota_usage"), "10000");
@@ -50,7 +63,10 @@ async fn cost_is_exact_to_eight_decimals_half_up() {
         .collect();
     database.store().write(&batch).await.unwrap();
     let rows = database.rows("SELECT cost_usd FROM tenant_usage_realtime ORDER BY cost_usd");
-    assert_eq!(rows.concat(), ["0.00000000", "0.00000001", "0.00000001", "0.00000002", "123456.78901235", "999999.99999999"]);
+    assert_eq!(
+        rows.concat(),
+        ["0.00000000", "0.00000001", "0.00000001", "0.00000002", "123456.78901235", "999999.99999999"]
+    );
 }
 
 #[tokio::test]
@@ -66,9 +82,11 @@ async fn fault_30_nul_in_any_text_is_stripped_and_poisons_nothing() {
     trail.new_values = Some(serde_json::json!({"a": ["\0", r"\u0000"]}));
     trail.user_agent = Some("curl\0".into());
     database.store().write(&[usage(event), audited(trail)]).await.unwrap();
-    let rows = database.rows("SELECT model, chat_session_id, request_id, metadata->>'key' FROM tenant_usage_realtime");
+    let rows = database
+        .rows("SELECT model, chat_session_id, request_id, metadata->>'key' FROM tenant_usage_realtime");
     assert_eq!(rows, [["gpt-4o", "", "r", "value"]]);
-    let rows = database.rows("SELECT event_type, user_agent, new_values->'a'->>0, new_values->'a'->>1 FROM audit_events");
+    let rows = database
+        .rows("SELECT event_type, user_agent, new_values->'a'->>0, new_values->'a'->>1 FROM audit_events");
     assert_eq!(rows, [["chat_x", "curl", "", r"\u0000"]]);
 }
 
@@ -88,11 +106,15 @@ async fn fault_29_absurd_numbers_are_clamped_and_flagged_and_block_nothing() {
     let store = database.store();
     store.write(&[absurd(), absurd(), usage(chat("tn_big", 1, now))]).await.unwrap();
     store.write(&[absurd()]).await.unwrap();
-    let flags = database.one("SELECT metadata->>'clamped' FROM tenant_usage_realtime WHERE tokens_consumed > 1 LIMIT 1");
+    let flags = database
+        .one("SELECT metadata->>'clamped' FROM tenant_usage_realtime WHERE tokens_consumed > 1 LIMIT 1");
     assert_eq!(flags, r#"["api_response_time_ms", "chat_messages", "tokens_consumed"]"#);
     assert_eq!(settled(&database, "tn_big", "tokens_per_day"), i64::MAX.to_string());
     store.aggregate().await.unwrap();
-    assert_eq!(database.one("SELECT total_tokens_used FROM tenant_usage_metrics WHERE period_type = 'daily'"), i64::MAX.to_string());
+    assert_eq!(
+        database.one("SELECT total_tokens_used FROM tenant_usage_metrics WHERE period_type = 'daily'"),
+        i64::MAX.to_string()
+    );
 }
 
 #[tokio::test]
@@ -100,11 +122,14 @@ async fn an_event_lands_in_its_own_day_and_one_out_of_range_in_the_default() {
     let database = shared().migrated();
     let now = Timestamp::now();
     let events = [now, now - (24 * 400).hours(), "9999-12-01T00:00:00Z".parse().unwrap(), Timestamp::MIN];
-    let batch: Vec<_> = events.iter().map(|at| {
-        let mut event = chat("tn_when", 1, *at);
-        event.charges.clear();
-        usage(event)
-    }).collect();
+    let batch: Vec<_> = events
+        .iter()
+        .map(|at| {
+            let mut event = chat("tn_when", 1, *at);
+            event.charges.clear();
+            usage(event)
+        })
+        .collect();
     database.store().write(&batch).await.unwrap();
     database.store().write(&batch).await.unwrap();
     let rows = database.rows("SELECT tableoid::regclass::text LIKE '%default', count(*) FROM tenant_usage_realtime GROUP BY 1 ORDER BY 1");
@@ -171,12 +196,16 @@ fn counters_and_rows_are_exact_under_replay_and_recomposition() {
                     }
                 }
             });
-            let expected: u64 = script.events.iter().map(|(reserved, counted)| counted.unwrap_or(*reserved)).sum();
+            let expected: u64 =
+                script.events.iter().map(|(reserved, counted)| counted.unwrap_or(*reserved)).sum();
             let row = database.rows(&format!(
                 "SELECT count(*), sum(tokens_consumed), count(*) FILTER (WHERE token_source = 'reserved')
                  FROM tenant_usage_realtime WHERE tenant_id = '{tenant}'"
             ));
-            prop_assert_eq!(&row[0], &[script.events.len().to_string(), expected.to_string(), "0".to_owned()]);
+            prop_assert_eq!(
+                &row[0],
+                &[script.events.len().to_string(), expected.to_string(), "0".to_owned()]
+            );
             prop_assert_eq!(settled(&database, &tenant, &DAY.to_string()), expected.to_string());
             prop_assert_eq!(settled(&database, &tenant, &CALLS.to_string()), script.events.len().to_string());
             Ok(())
@@ -207,7 +236,10 @@ async fn fault_70_replicas_that_write_the_same_tenants_never_deadlock() {
     for writer in writers.collect::<Vec<_>>() {
         writer.await.unwrap();
     }
-    assert_eq!(database.one("SELECT DISTINCT settled FROM quota_usage WHERE dimension = 'tokens_per_day'"), "60");
+    assert_eq!(
+        database.one("SELECT DISTINCT settled FROM quota_usage WHERE dimension = 'tokens_per_day'"),
+        "60"
+    );
 }
 
 #[tokio::test]
@@ -239,7 +271,10 @@ async fn a_replay_meets_its_own_first_attempt_still_running() {
     }
     slow.batch_execute("COMMIT").await.unwrap();
     replay.await.unwrap().unwrap();
-    assert_eq!(database.rows("SELECT tokens_consumed, token_source FROM tenant_usage_realtime"), [["60", "counted"]]);
+    assert_eq!(
+        database.rows("SELECT tokens_consumed, token_source FROM tenant_usage_realtime"),
+        [["60", "counted"]]
+    );
     assert_eq!(settled(&database, "tn_race", "tokens_per_day"), "60");
 }
 
@@ -249,7 +284,14 @@ async fn hydration_reads_the_windows_that_hold_now() {
     let store = database.store();
     let now = Timestamp::now();
     let yesterday = now - 24.hours();
-    store.write(&[usage(chat("tn_a", 70, now)), usage(chat("tn_a", 1, yesterday)), usage(chat("tn_b", 5, now))]).await.unwrap();
+    store
+        .write(&[
+            usage(chat("tn_a", 70, now)),
+            usage(chat("tn_a", 1, yesterday)),
+            usage(chat("tn_b", 5, now)),
+        ])
+        .await
+        .unwrap();
     database.rows("INSERT INTO quota_usage SELECT 'tn_c', 'llamas_per_day', now() - interval '1 hour', now() + interval '1 hour', 1");
     let mut settled = store.settled(now).await.unwrap();
     settled.retain(|counter| counter.dimension == DAY);
@@ -265,11 +307,20 @@ async fn look_ups_read_the_first_column_whatever_its_type() {
     database.rows("CREATE TABLE t (id UUID, n INT, plan TEXT); INSERT INTO t VALUES ('018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f', 42, NULL)");
     let store = database.store();
     let look_up = async |query: &str, key: &str| store.look_up(query, key).await;
-    assert_eq!(look_up("SELECT id, n FROM t WHERE n::text = $1;", "42").await.unwrap().as_deref(), Some("018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f"));
-    assert_eq!(look_up("SELECT n FROM t WHERE id::text = $1 -- the plan", "018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f").await.unwrap().as_deref(), Some("42"));
+    assert_eq!(
+        look_up("SELECT id, n FROM t WHERE n::text = $1;", "42").await.unwrap().as_deref(),
+        Some("018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f")
+    );
+    assert_eq!(
+        look_up("SELECT n FROM t WHERE id::text = $1 -- the plan", "018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f")
+            .await
+            .unwrap()
+            .as_deref(),
+        Some("42")
+    );
     assert_eq!(look_up("SELECT plan FROM t WHERE n::text = $1", "42").await.unwrap(), None);
     assert_eq!(look_up("SELECT plan FROM t WHERE n::text = $1", "'; DROP TABLE t; --").await.unwrap(), None);
-    assert_eq!(look_up("SELECT plan FROM t WHERE n::text = $1", "4\0" ).await.unwrap(), None);
+    assert_eq!(look_up("SELECT plan FROM t WHERE n::text = $1", "4\0").await.unwrap(), None);
     let error = look_up("SELECT plan FROM nowhere WHERE n::text = $1", "1").await.unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
 }
@@ -282,7 +333,10 @@ async fn a_replica_is_known_while_it_beats() {
     store.register_replica("127.0.0.1:8080").await.unwrap();
     store.register_replica("127.0.0.1:8081").await.unwrap();
     assert!(store.heartbeat().await.unwrap());
-    assert_eq!(database.rows("SELECT replica_id, state, address FROM gateway_replicas"), [["test", "live", "127.0.0.1:8081"]]);
+    assert_eq!(
+        database.rows("SELECT replica_id, state, address FROM gateway_replicas"),
+        [["test", "live", "127.0.0.1:8081"]]
+    );
     store.leave().await.unwrap();
     assert!(!store.heartbeat().await.unwrap(), "it has stopped");
 }

@@ -60,10 +60,17 @@ fn lose_the_answer_to_commit(port: u16) -> u16 {
 async fn fault_63_a_lost_answer_to_commit_is_recognised_on_replay() {
     let database = shared().migrated();
     let port = lose_the_answer_to_commit(shared().port());
-    let behind = postgres::store(&format!("postgres://postgres@127.0.0.1:{port}/{}", database.name()), Duration::from_secs(5));
+    let behind = postgres::store(
+        &format!("postgres://postgres@127.0.0.1:{port}/{}", database.name()),
+        Duration::from_secs(5),
+    );
     let batch = [usage(chat("tn_lost", 10, Timestamp::now()))];
     transient(behind.write(&batch).await);
-    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "1", "it was committed all the same");
+    assert_eq!(
+        database.one("SELECT count(*) FROM tenant_usage_realtime"),
+        "1",
+        "it was committed all the same"
+    );
     database.store().write(&batch).await.unwrap();
     assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "1");
     assert_eq!(database.one("SELECT settled FROM quota_usage WHERE dimension = 'tokens_per_day'"), "10");
@@ -82,7 +89,10 @@ async fn fault_62_a_crash_in_mid_run_loses_and_doubles_nothing() {
     server.restart();
     store.write(&first).await.unwrap();
     store.write(&second).await.unwrap();
-    assert_eq!(database.rows("SELECT count(*), sum(tokens_consumed) FROM tenant_usage_realtime"), [["2", "3"]]);
+    assert_eq!(
+        database.rows("SELECT count(*), sum(tokens_consumed) FROM tenant_usage_realtime"),
+        [["2", "3"]]
+    );
     assert_eq!(database.one("SELECT settled FROM quota_usage WHERE dimension = 'tokens_per_day'"), "3");
 }
 
@@ -173,7 +183,10 @@ async fn fault_72_a_wrong_password_is_told_without_the_password() {
     let server = Server::start();
     let database = server.migrated();
     database.rows("CREATE ROLE app LOGIN PASSWORD 'right'");
-    server.put("pg_hba.conf", b"host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
+    server.put(
+        "pg_hba.conf",
+        b"host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n",
+    );
     server.stop();
     server.restart();
     let store = postgres::store(&server.url("app:s3cret%3Fword", database.name()), Duration::from_secs(5));

@@ -4,11 +4,13 @@ use jiff::{Timestamp, ToSpan};
 use tollgate::model::event::{EventType, Outcome, UsageEvent};
 use tollgate::record::EventSink;
 
-use super::records::{amend, amended, audit, audited, charge, chat, hours_ago, usage, DAY};
+use super::records::{DAY, amend, amended, audit, audited, charge, chat, hours_ago, usage};
 use crate::postgres::{Database, shared};
 
 fn metric(database: &Database<'_>, kind: &str, columns: &str) -> Vec<Vec<String>> {
-    database.rows(&format!("SELECT {columns} FROM tenant_usage_metrics WHERE period_type = '{kind}' ORDER BY period_start"))
+    database.rows(&format!(
+        "SELECT {columns} FROM tenant_usage_metrics WHERE period_type = '{kind}' ORDER BY period_start"
+    ))
 }
 
 /// Every column that a run computes, as one text.
@@ -19,7 +21,8 @@ fn everything(database: &Database<'_>) -> String {
 #[tokio::test]
 async fn a_quota_is_checked_against_the_live_counters() {
     let database = shared().migrated();
-    let check = |tenant: &str, tokens: i64| database.one(&format!("SELECT check_tenant_quota('{tenant}', {tokens})"));
+    let check =
+        |tenant: &str, tokens: i64| database.one(&format!("SELECT check_tenant_quota('{tenant}', {tokens})"));
     assert_eq!(check("tn_x", 1_000_000), "t", "an unknown tenant");
     database.store().write(&[usage(chat("tn_x", 9_000, Timestamp::now()))]).await.unwrap();
     assert_eq!((check("tn_x", 1_000), check("tn_x", 1_001)), ("t".into(), "f".into()));
@@ -46,7 +49,8 @@ async fn resolving_keeps_the_text_and_the_first_one() {
     database.store().write(&[audited(event)]).await.unwrap();
     let resolve = |text: &str| database.one(&format!("SELECT resolve_audit_event('{id}', '{text}')"));
     assert_eq!((resolve("called them"), resolve("again")), ("t".into(), "f".into()));
-    let row = database.rows("SELECT result, resolution, resolved_from, resolved_at <= now() FROM audit_events");
+    let row =
+        database.rows("SELECT result, resolution, resolved_from, resolved_at <= now() FROM audit_events");
     assert_eq!(row, [["resolved", "called them", "success", "t"]]);
     assert_eq!(database.one("SELECT resolve_audit_event(gen_random_uuid(), 'x')"), "f");
 }
@@ -58,10 +62,36 @@ async fn all_periods_are_aggregated_the_current_ones_included() {
     let at: Timestamp = hours_ago(0);
     let event = |n: u64| UsageEvent { response_time_us: n * 10_000, ..chat("tn_a", 100, at) };
     let mut batch: Vec<_> = (1..=100).map(|n| usage(event(n))).collect();
-    batch.push(usage(UsageEvent { status: Some(429), outcome: Outcome::Refused, tokens_consumed: Some(0), messages: 0, charges: vec![], ..event(1) }));
-    batch.push(usage(UsageEvent { status: Some(429), tokens_consumed: None, messages: 0, charges: vec![], ..event(1) }));
-    batch.push(usage(UsageEvent { status: Some(502), outcome: Outcome::UpstreamError, tokens_consumed: Some(0), messages: 0, charges: vec![], ..event(1000) }));
-    batch.push(usage(UsageEvent { event_type: EventType::Embedding, embeddings: 3, messages: 0, charges: vec![], ..event(1000) }));
+    batch.push(usage(UsageEvent {
+        status: Some(429),
+        outcome: Outcome::Refused,
+        tokens_consumed: Some(0),
+        messages: 0,
+        charges: vec![],
+        ..event(1)
+    }));
+    batch.push(usage(UsageEvent {
+        status: Some(429),
+        tokens_consumed: None,
+        messages: 0,
+        charges: vec![],
+        ..event(1)
+    }));
+    batch.push(usage(UsageEvent {
+        status: Some(502),
+        outcome: Outcome::UpstreamError,
+        tokens_consumed: Some(0),
+        messages: 0,
+        charges: vec![],
+        ..event(1000)
+    }));
+    batch.push(usage(UsageEvent {
+        event_type: EventType::Embedding,
+        embeddings: 3,
+        messages: 0,
+        charges: vec![],
+        ..event(1000)
+    }));
     batch.push(audited(audit("tn_a", "chat_session_created", at)));
     store.write(&batch).await.unwrap();
     let report = store.aggregate().await.unwrap();
@@ -78,7 +108,25 @@ async fn all_periods_are_aggregated_the_current_ones_included() {
         } else {
             assert_eq!(row.split_off(17), ["10000", "0"]);
         }
-        let expected = ["104", "101", "1", "2", "510", "970", "10000", "100", "101", "1", "3", "100", "10100", "0.00012896", "1", "1", "104"];
+        let expected = [
+            "104",
+            "101",
+            "1",
+            "2",
+            "510",
+            "970",
+            "10000",
+            "100",
+            "101",
+            "1",
+            "3",
+            "100",
+            "10100",
+            "0.00012896",
+            "1",
+            "1",
+            "104",
+        ];
         assert_eq!(row, expected, "{kind}");
     }
 }
@@ -88,12 +136,19 @@ async fn aggregating_again_changes_nothing() {
     let database = shared().migrated();
     let store = database.store();
     for hours in [0, 1, 30, 100] {
-        store.write(&[usage(chat("tn_a", 7, hours_ago(hours))), usage(chat("tn_b", 9, hours_ago(hours)))]).await.unwrap();
+        store
+            .write(&[usage(chat("tn_a", 7, hours_ago(hours))), usage(chat("tn_b", 9, hours_ago(hours)))])
+            .await
+            .unwrap();
     }
     store.aggregate().await.unwrap();
     let before = everything(&database);
     let again = store.aggregate().await.unwrap();
-    assert_eq!((again.hourly, everything(&database)), (8, before.clone()), "within the overlap all is computed again");
+    assert_eq!(
+        (again.hourly, everything(&database)),
+        (8, before.clone()),
+        "within the overlap all is computed again"
+    );
     database.rows("UPDATE usage_aggregation_state SET watermark = now() + interval '2 hours'");
     assert_eq!(store.aggregate().await.unwrap().hourly, 0, "past it nothing is");
     assert_eq!(everything(&database), before);
@@ -125,7 +180,11 @@ async fn late_events_and_amendments_reach_the_periods_they_belong_to() {
     store.write(&[amend(amendment), usage(chat("tn_late", 5, then))]).await.unwrap();
     store.aggregate().await.unwrap();
     for kind in ["hourly", "daily", "monthly"] {
-        assert_eq!(metric(&database, kind, "total_tokens_used, api_calls_total").concat(), ["45", "2"], "{kind}");
+        assert_eq!(
+            metric(&database, kind, "total_tokens_used, api_calls_total").concat(),
+            ["45", "2"],
+            "{kind}"
+        );
     }
 }
 
@@ -138,15 +197,40 @@ async fn retention_drops_whole_partitions_and_deletes_the_rest() {
     for age in ages {
         store.write(&[usage(chat("tn_old", 1, hours_ago(age)))]).await.unwrap();
     }
-    store.write(&[audited(audit("tn_old", "x", hours_ago(day * 365 * 2 + day * 2))), audited(audit("tn_old", "y", hours_ago(day * 700)))]).await.unwrap();
+    store
+        .write(&[
+            audited(audit("tn_old", "x", hours_ago(day * 365 * 2 + day * 2))),
+            audited(audit("tn_old", "y", hours_ago(day * 700))),
+        ])
+        .await
+        .unwrap();
     // A partition that is wholly old, as the months leave it behind.
     database.rows("SELECT tollgate_make_partition('tenant_usage_realtime', 'old', now() - interval '41 days', now() - interval '39 days')");
-    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime_pold"), "1", "it took its row from the default");
+    assert_eq!(
+        database.one("SELECT count(*) FROM tenant_usage_realtime_pold"),
+        "1",
+        "it took its row from the default"
+    );
     let removed = store.clean_up().await.unwrap();
     assert_eq!((removed.usage_events, removed.audit_events), (3, 1));
     assert_eq!(database.one("SELECT to_regclass('tenant_usage_realtime_pold') IS NULL"), "t");
     assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "1");
     assert_eq!(database.one("SELECT string_agg(event_type, ',') FROM audit_events"), "y");
+}
+
+#[tokio::test]
+async fn an_old_partition_that_is_in_use_is_left_for_the_next_time() {
+    let database = shared().migrated();
+    let store = database.store();
+    for days in [40, 35] {
+        store.write(&[usage(chat("tn_old", 1, hours_ago(24 * days)))]).await.unwrap();
+    }
+    database.rows("SELECT tollgate_make_partition('tenant_usage_realtime', 'old', now() - interval '41 days', now() - interval '39 days')");
+    let reader = database.connect().await;
+    reader.batch_execute("BEGIN; SELECT FROM tenant_usage_realtime_pold").await.unwrap();
+    assert_eq!(store.clean_up().await.unwrap().usage_events, 1, "only the one beside it");
+    reader.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(store.clean_up().await.unwrap().usage_events, 1);
 }
 
 #[tokio::test]
@@ -170,11 +254,18 @@ async fn partitions_are_made_ahead_and_take_over_what_waits_in_the_default() {
     let store = database.store();
     assert_eq!(store.make_partitions_ahead().await.unwrap(), 0, "the migration made them");
     let rows = "SELECT count(*) FROM tenant_usage_realtime_default";
-    store.write(&[usage(chat("tn_a", 1, hours_ago(72))), usage(chat("tn_a", 2, hours_ago(72)))]).await.unwrap();
+    store
+        .write(&[usage(chat("tn_a", 1, hours_ago(72))), usage(chat("tn_a", 2, hours_ago(72)))])
+        .await
+        .unwrap();
     assert_eq!(database.one(rows), "2");
     assert_eq!(store.make_partitions_ahead().await.unwrap(), 1);
-    assert_eq!((database.one(rows), database.one("SELECT count(*) FROM tenant_usage_realtime")), ("0".into(), "2".into()));
-    let days = database.one("SELECT count(*) FROM pg_inherits WHERE inhparent = 'tenant_usage_realtime'::regclass");
+    assert_eq!(
+        (database.one(rows), database.one("SELECT count(*) FROM tenant_usage_realtime")),
+        ("0".into(), "2".into())
+    );
+    let days =
+        database.one("SELECT count(*) FROM pg_inherits WHERE inhparent = 'tenant_usage_realtime'::regclass");
     assert_eq!(days, "10", "eight days from today, one behind, and the default");
 }
 

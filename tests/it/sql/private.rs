@@ -36,7 +36,10 @@ async fn it_keeps_what_it_holds_over_a_restart_and_listens_on_no_port() {
     let first = PrivatePostgres::start(&home).await.unwrap();
     let pid = first.pid().unwrap();
     store(&first.url(), Duration::from_secs(10)).migrate().await.unwrap();
-    assert_eq!(one(&first.url(), "current_setting('listen_addresses') || current_setting('fsync')").await, "on");
+    assert_eq!(
+        one(&first.url(), "current_setting('listen_addresses') || current_setting('fsync')").await,
+        "on"
+    );
     first.stop().await;
     assert!(!lives(pid));
 
@@ -68,7 +71,8 @@ async fn a_data_directory_with_a_long_path_has_its_socket_elsewhere() {
 async fn a_server_that_outlived_its_gateway_is_stopped_first() {
     let directory = reachable();
     let first = PrivatePostgres::start(directory.path()).await.unwrap();
-    let (url, command) = (first.url(), std::fs::read_to_string(format!("/proc/{}/cmdline", first.pid().unwrap())).unwrap());
+    let (url, command) =
+        (first.url(), std::fs::read_to_string(format!("/proc/{}/cmdline", first.pid().unwrap())).unwrap());
     first.stop().await;
     // The same server, with neither a gateway nor a watchdog.
     let owner = std::fs::metadata(directory.path().join("data")).unwrap();
@@ -97,7 +101,8 @@ async fn a_process_id_that_is_now_somebody_elses_is_left_alone() {
     PrivatePostgres::start(&home).await.unwrap().stop().await;
     let mut bystander = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
     let pid = bystander.id().unwrap();
-    std::fs::write(home.join("data/postmaster.pid"), format!("{pid}\n{}\n", home.join("data").display())).unwrap();
+    std::fs::write(home.join("data/postmaster.pid"), format!("{pid}\n{}\n", home.join("data").display()))
+        .unwrap();
     let started = PrivatePostgres::start(&home).await;
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander still runs");
     if let Ok(server) = started {

@@ -32,7 +32,11 @@ pub(crate) fn chat(tenant: &str, tokens: u64, at: Timestamp) -> UsageEvent {
         response_time_us: 12_345,
         first_byte_us: Some(2_000),
         chat_session_id: Some("session-1".into()),
-        usage: TokenUsage { input: Some(tokens / 4), output: Some(tokens - tokens / 4), ..TokenUsage::default() },
+        usage: TokenUsage {
+            input: Some(tokens / 4),
+            output: Some(tokens - tokens / 4),
+            ..TokenUsage::default()
+        },
         tokens_consumed: Some(tokens),
         token_source: TokenSource::Reported,
         messages: 1,

@@ -31,7 +31,9 @@ fn psql_can_run_every_migration_twice_and_take_all_away() {
 #[test]
 fn the_services_own_tables_are_neither_needed_nor_touched() {
     let database = shared().database();
-    database.rows("CREATE TABLE tenants (tenant_id TEXT PRIMARY KEY); CREATE TABLE chat_sessions (session_id UUID)");
+    database.rows(
+        "CREATE TABLE tenants (tenant_id TEXT PRIMARY KEY); CREATE TABLE chat_sessions (session_id UUID)",
+    );
     for file in migrations() {
         database.file(&file);
     }
