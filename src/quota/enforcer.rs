@@ -12,7 +12,7 @@ use crate::model::window::Span;
 use crate::telemetry::Metrics;
 
 use super::lease::Settled;
-use super::ledger::{Ledger, Refusal};
+use super::ledger::{Admission, Ledger, Refusal};
 use super::plans::Entitlement;
 use super::reservation::{Reservation, Tenant};
 
@@ -100,8 +100,8 @@ impl Enforcer {
         let tenant = self.tenant(tenant);
         let answer = tenant.ledger().reserve(&entitlement.limits, &entitlement.zone, &amounts, enforce, now);
         match answer {
-            Ok(held) => Ok(Reservation::new(tenant, self.metrics.clone(), amounts, held)),
-            Err(denied) => Err(denied.refusal()),
+            Admission::Admit(held) => Ok(Reservation::new(tenant, self.metrics.clone(), amounts, held)),
+            Admission::Refuse(denied) => Err(denied.refusal()),
         }
     }
 

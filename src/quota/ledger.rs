@@ -117,6 +117,15 @@ pub(super) struct Held {
     pub(super) denied: Option<Denied>,
 }
 
+/// What a ledger says to an exchange.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// It may go on, and holds this.
+    Admit(Held),
+    /// It may not, and nothing was taken.
+    Refuse(Denied),
+}
+
 /// What stood in the way of an exchange.
 #[derive(Debug)]
 pub(super) struct Denied {
@@ -149,7 +158,7 @@ impl Ledger {
         amounts: &Amounts,
         enforce: bool,
         now: Timestamp,
-    ) -> Result<Held, Denied> {
+    ) -> Admission {
         let mut standings = Standings::new();
         let mut short: Option<usize> = None;
         for (dimension, limit) in limits.iter() {
@@ -168,7 +177,7 @@ impl Ledger {
             Denied { at, needed, standings }
         };
         let denied = match short {
-            Some(at) if enforce => return Err(denied(at, standings)),
+            Some(at) if enforce => return Admission::Refuse(denied(at, standings)),
             Some(at) => Some(denied(at, standings.clone())),
             None => None,
         };
@@ -180,7 +189,7 @@ impl Ledger {
             counter.reserved = counter.reserved.saturating_add(need);
             turns.push(counter.turn);
         }
-        Ok(Held { standings, turns, denied })
+        Admission::Admit(Held { standings, turns, denied })
     }
 
     /// Gives back what was reserved in a window, if it is still the current one, and adds what was used.
