@@ -12,7 +12,7 @@ use crate::model::window::Span;
 use crate::telemetry::Metrics;
 
 use super::lease::Settled;
-use super::ledger::{Admission, Ledger, Refusal};
+use super::ledger::{Ledger, Refusal};
 use super::plans::Entitlement;
 use super::reservation::{Reservation, Tenant};
 
@@ -98,10 +98,13 @@ impl Enforcer {
         now: Timestamp,
     ) -> Result<Reservation, Box<Refusal>> {
         let tenant = self.tenant(tenant);
-        let answer = tenant.ledger().reserve(&entitlement.limits, &entitlement.zone, &amounts, enforce, now);
-        match answer {
-            Admission::Admit(held) => Ok(Reservation::new(tenant, self.metrics.clone(), amounts, held)),
-            Admission::Refuse(denied) => Err(denied.refusal()),
+        let Entitlement { limits, zone, .. } = entitlement;
+        let admission = tenant.ledger().reserve(limits, zone, &amounts, enforce, now);
+        match admission.refusal(&amounts) {
+            Some(refusal) if !admission.taken => Err(refusal),
+            would_refuse => {
+                Ok(Reservation::new(tenant, self.metrics.clone(), amounts, admission, would_refuse))
+            }
         }
     }
 
