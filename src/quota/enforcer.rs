@@ -98,10 +98,13 @@ impl Enforcer {
         now: Timestamp,
     ) -> Result<Reservation, Box<Refusal>> {
         let tenant = self.tenant(tenant);
-        let answer = tenant.ledger().reserve(&entitlement.limits, &entitlement.zone, &amounts, enforce, now);
-        match answer {
-            Ok(held) => Ok(Reservation::new(tenant, self.metrics.clone(), amounts, held)),
-            Err(denied) => Err(denied.refusal()),
+        let Entitlement { limits, zone, .. } = entitlement;
+        let admission = tenant.ledger().reserve(limits, zone, &amounts, enforce, now);
+        match admission.refusal(&amounts) {
+            Some(refusal) if !admission.taken => Err(refusal),
+            would_refuse => {
+                Ok(Reservation::new(tenant, self.metrics.clone(), amounts, admission, would_refuse))
+            }
         }
     }
 

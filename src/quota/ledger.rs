@@ -106,30 +106,26 @@ impl Counter {
     }
 }
 
-/// What an admitted exchange holds.
+/// What a ledger says to an exchange.
 #[derive(Debug)]
-pub(super) struct Held {
-    /// How the tenant stands, the exchange included; with the windows that it was admitted in.
+pub(super) struct Admission {
+    /// How the tenant stood in each dimension before the exchange, with the windows that it would be in.
     pub(super) standings: Standings,
     /// The turn of each standing's counter.
     pub(super) turns: SmallVec<[u16; 4]>,
-    /// What stood in the way, had it been enforced.
-    pub(super) denied: Option<Denied>,
+    /// The place of the dimension that had too little left.
+    pub(super) short: Option<usize>,
+    /// Whether the amounts were taken.
+    pub(super) taken: bool,
 }
 
-/// What stood in the way of an exchange.
-#[derive(Debug)]
-pub(super) struct Denied {
-    at: usize,
-    needed: u64,
-    standings: Standings,
-}
-
-impl Denied {
-    /// For whoever answers. Apart from [`Ledger::reserve`], so that it is allocated outside of the lock.
-    pub(super) fn refusal(self) -> Box<Refusal> {
-        let standing = self.standings[self.at];
-        Box::new(Refusal { standing, needed: self.needed, standings: self.standings.into_vec() })
+impl Admission {
+    /// What stood in the way of an exchange that needs `amounts`. Apart from [`Ledger::reserve`], so that it is
+    /// allocated outside of the lock.
+    pub(super) fn refusal(&self, amounts: &Amounts) -> Option<Box<Refusal>> {
+        let standing = self.standings[self.short?];
+        let needed = amounts.of(standing.dimension.unit);
+        Some(Box::new(Refusal { standing, needed, standings: self.standings.to_vec() }))
     }
 }
 
@@ -140,8 +136,8 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes `amounts` in every dimension of `limits`, or says what stands in the way. With `enforce` false it takes
-    /// them in any case.
+    /// Takes `amounts` in every dimension of `limits`, or says what stands in the way and takes nothing. With `enforce`
+    /// false it takes them in any case.
     pub(super) fn reserve(
         &mut self,
         limits: &Limits,
@@ -149,38 +145,27 @@ impl Ledger {
         amounts: &Amounts,
         enforce: bool,
         now: Timestamp,
-    ) -> Result<Held, Denied> {
-        let mut standings = Standings::new();
+    ) -> Admission {
+        let (mut standings, mut turns) = (Standings::new(), SmallVec::new());
         let mut short: Option<usize> = None;
-        for (dimension, limit) in limits.iter() {
+        for (at, (dimension, limit)) in limits.iter().enumerate() {
             let counter = self.current(dimension, zone, now);
-            let used = counter.taken();
-            standings.push(Standing { dimension, limit, used, span: counter.span() });
+            let (used, span) = (counter.taken(), counter.span());
+            turns.push(counter.turn);
+            standings.push(Standing { dimension, limit, used, span });
             let need = amounts.of(dimension.unit);
             let fits = need == 0 || limit.is_none_or(|limit| used.saturating_add(need) <= limit);
-            let at = standings.len() - 1;
-            if !fits && short.is_none_or(|other| standings[at].span.end > standings[other].span.end) {
+            if !fits && short.is_none_or(|other| span.end > standings[other].span.end) {
                 short = Some(at);
             }
         }
-        let denied = |at: usize, standings: Standings| {
-            let needed = amounts.of(standings[at].dimension.unit);
-            Denied { at, needed, standings }
-        };
-        let denied = match short {
-            Some(at) if enforce => return Err(denied(at, standings)),
-            Some(at) => Some(denied(at, standings.clone())),
-            None => None,
-        };
-        let mut turns = SmallVec::new();
-        for standing in &mut standings {
-            let need = amounts.of(standing.dimension.unit);
-            standing.used = standing.used.saturating_add(need);
-            let counter = self.current(standing.dimension, zone, now);
-            counter.reserved = counter.reserved.saturating_add(need);
-            turns.push(counter.turn);
+        let taken = short.is_none() || !enforce;
+        for counter in self.counters.iter_mut().filter(|_| taken) {
+            if standings.iter().any(|standing| standing.dimension == counter.dimension) {
+                counter.reserved = counter.reserved.saturating_add(amounts.of(counter.dimension.unit));
+            }
         }
-        Ok(Held { standings, turns, denied })
+        Admission { standings, turns, short, taken }
     }
 
     /// Gives back what was reserved in a window, if it is still the current one, and adds what was used.

@@ -11,7 +11,7 @@
 //! 5. A reservation that is dropped gives everything back.
 //! 6. Nothing waits: no `.await` in this module, no lock held for longer than some arithmetic.
 //! 7. `now` is handed in. Only the wall clock decides on windows, and a clock that goes back neither reopens nor
-//!    doubles one (see [`ledger`]).
+//!    doubles one (`ledger.rs` says how).
 //!
 //! The write path: [`Enforcer::reserve`] → [`Reservation::settle`] → the charges go out with the usage event →
 //! [`Enforcer::amend`] when a count comes late. The read path: [`Enforcer::standings`]. What a former run used comes in

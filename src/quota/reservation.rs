@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use smallvec::SmallVec;
+
 use crate::model::quota::{Amounts, Charge, Standing};
 use crate::telemetry::Metrics;
 
-use super::ledger::{Held, Ledger, Refusal};
+use super::ledger::{Admission, Ledger, Refusal, Standings};
 
 /// A tenant's ledger, shared by its exchanges.
 ///
@@ -26,17 +28,28 @@ pub struct Reservation {
     tenant: Arc<Tenant>,
     metrics: Arc<Metrics>,
     amounts: Amounts,
-    held: Held,
+    standings: Standings,
+    /// The turn of each standing's window.
+    turns: SmallVec<[u16; 4]>,
     would_refuse: Option<Box<Refusal>>,
     open: bool,
 }
 
 impl Reservation {
-    /// Takes charge of what the ledger holds for an exchange.
-    pub(super) fn new(tenant: Arc<Tenant>, metrics: Arc<Metrics>, amounts: Amounts, mut held: Held) -> Self {
+    /// Takes charge of what the ledger took for an exchange.
+    pub(super) fn new(
+        tenant: Arc<Tenant>,
+        metrics: Arc<Metrics>,
+        amounts: Amounts,
+        admission: Admission,
+        would_refuse: Option<Box<Refusal>>,
+    ) -> Self {
         metrics.reservations.inc();
-        let would_refuse = held.denied.take().map(|denied| denied.refusal());
-        Self { tenant, metrics, amounts, held, would_refuse, open: true }
+        let Admission { mut standings, turns, .. } = admission;
+        for standing in &mut standings {
+            standing.used = standing.used.saturating_add(amounts.of(standing.dimension.unit));
+        }
+        Self { tenant, metrics, amounts, standings, turns, would_refuse, open: true }
     }
 
     /// What was reserved.
@@ -46,7 +59,7 @@ impl Reservation {
 
     /// How the tenant stood at admission, this reservation included, in every dimension that it has.
     pub fn standings(&self) -> &[Standing] {
-        &self.held.standings
+        &self.standings
     }
 
     /// In shadow mode: what would have been refused.
@@ -59,8 +72,8 @@ impl Reservation {
     pub fn settle(mut self, used: Amounts) -> Vec<Charge> {
         self.close(used);
         let charged = |standing: &&Standing| used.of(standing.dimension.unit) > 0;
-        let mut charges = Vec::with_capacity(self.held.standings.iter().filter(charged).count());
-        charges.extend(self.held.standings.iter().filter(charged).map(|standing| Charge {
+        let mut charges = Vec::with_capacity(self.standings.iter().filter(charged).count());
+        charges.extend(self.standings.iter().filter(charged).map(|standing| Charge {
             dimension: standing.dimension,
             window_start: standing.span.start,
             window_end: standing.span.end,
@@ -75,7 +88,7 @@ impl Reservation {
             return;
         }
         let mut ledger = self.tenant.ledger();
-        for (standing, turn) in self.held.standings.iter().zip(&self.held.turns) {
+        for (standing, turn) in self.standings.iter().zip(&self.turns) {
             let unit = standing.dimension.unit;
             ledger.settle(standing.dimension, *turn, self.amounts.of(unit), used.of(unit));
         }

@@ -423,3 +423,32 @@ fn asking_how_an_unknown_tenant_stands_remembers_nothing() {
     assert_eq!(standings[0].remaining(), Some(5));
     assert_eq!(metrics.tenants.get(), 0);
 }
+
+#[test]
+fn forgetting_tenants_while_requests_run_forgets_no_use() {
+    const THREADS: u64 = 4;
+    const TENANTS: u64 = 5_000;
+    let (enforcer, plan) = (Enforcer::new(Metrics::new()), limited(&[(CALLS, Some(1))]));
+    let (admitted, running) = (AtomicU64::new(0), AtomicU64::new(THREADS));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                // A tenant is idle, and may go, until its first exchange has taken something.
+                for number in 0..TENANTS {
+                    if let Ok(held) =
+                        enforcer.reserve(&tenant(&number.to_string()), &plan, message(1), true, noon())
+                    {
+                        admitted.fetch_add(1, Ordering::Relaxed);
+                        held.settle(message(1));
+                    }
+                }
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        while running.load(Ordering::Acquire) > 0 {
+            enforcer.evict(noon());
+        }
+    });
+    assert_eq!(admitted.into_inner(), TENANTS, "one for each");
+    assert_eq!(enforcer.reservations(), 0);
+}

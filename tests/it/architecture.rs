@@ -176,14 +176,14 @@ fn sources(root: &Path) -> BTreeMap<String, String> {
     let mut sources = BTreeMap::new();
     let mut directories = vec![root.to_path_buf()];
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(&directory).expect("the sources are there") {
+            let path = entry.expect("a directory can be listed").path();
             if path.is_dir() {
                 directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root).unwrap().components();
+                let name = path.strip_prefix(root).expect("found below it").components();
                 let name: Vec<_> = name.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
-                sources.insert(name.join("/"), fs::read_to_string(&path).unwrap());
+                sources.insert(name.join("/"), fs::read_to_string(&path).expect("sources are text"));
             }
         }
     }

@@ -8,11 +8,14 @@ use super::*;
 /// ever subtracted; what is reserved is summed up anew each time it is asked for.
 struct Model {
     entitlement: Entitlement,
-    /// For each dimension its windows, the current one last: span in seconds, and what was settled in it.
-    windows: Vec<(Dimension, Limit, Vec<(i64, i64, u64)>)>,
+    /// For each dimension its windows, the current one last.
+    windows: Vec<(Dimension, Limit, Vec<Seen>)>,
     /// What each exchange in flight reserved, and the index of its window in each dimension.
     in_flight: Vec<(Reservation, Amounts, Vec<usize>)>,
 }
+
+/// A window: first second, first second after it, and what was settled in it.
+type Seen = (i64, i64, u64);
 
 impl Model {
     fn new(entitlement: Entitlement) -> Self {
@@ -163,6 +166,6 @@ proptest! {
     }
 }
 
-fn prop_assert_idle(windows: &[(i64, i64, u64)], now_s: i64) {
+fn prop_assert_idle(windows: &[Seen], now_s: i64) {
     assert!(windows.last().is_none_or(|(_, end, used)| *used == 0 || now_s >= *end), "use was forgotten");
 }

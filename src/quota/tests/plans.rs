@@ -27,11 +27,11 @@ fn the_services_plan_holds_and_an_unknown_one_is_the_default_and_counted() {
 
 #[test]
 fn overrides_go_before_the_plan_and_end_when_they_expire() {
-    let expires = Some(at("2026-11-24T12:30:00Z"));
+    let expires = at("2026-11-24T12:30:00Z");
     let config = OverrideConfig {
         plan: Some("pro".into()),
         limits: vec![(MESSAGES, Some(7)), (CALLS, None)],
-        expires,
+        expires: Some(expires),
         reason: Some("pilot".into()),
     };
     let plans = plans(&[("tn_one", config.clone())], Metrics::new());
@@ -44,9 +44,9 @@ fn overrides_go_before_the_plan_and_end_when_they_expire() {
     assert!(origins.contains(&(TOKENS, Some(500), Origin::Plan)));
     assert_eq!(plans.overriding(&tenant("tn_one"), noon()), Some(&config));
 
-    let after = plans.entitlement(&tenant("tn_one"), Some("trial"), expires.unwrap());
+    let after = plans.entitlement(&tenant("tn_one"), Some("trial"), expires);
     assert_eq!((after.plan.as_str(), after.limits.limit(TOKENS)), ("trial", Some(10)));
-    assert_eq!(plans.overriding(&tenant("tn_one"), expires.unwrap()), None);
+    assert_eq!(plans.overriding(&tenant("tn_one"), expires), None);
     let other = plans.entitlement(&tenant("tn_two"), Some("trial"), noon());
     assert_eq!(other.limits.limit(MESSAGES), None, "an override is one tenant's");
 }
@@ -54,8 +54,8 @@ fn overrides_go_before_the_plan_and_end_when_they_expire() {
 #[test]
 fn an_override_that_expires_mid_run_refuses_the_next_request() {
     let limits = vec![(TOKENS, Some(1000))];
-    let expires = Some(at("2026-11-24T12:30:00Z"));
-    let config = OverrideConfig { limits, expires, ..OverrideConfig::default() };
+    let expires = at("2026-11-24T12:30:00Z");
+    let config = OverrideConfig { limits, expires: Some(expires), ..OverrideConfig::default() };
     let (plans, enforcer) = (plans(&[("tn_one", config)], Metrics::new()), Enforcer::new(Metrics::new()));
     let reserve = |now| {
         let entitlement = plans.entitlement(&tenant("tn_one"), None, now);
@@ -63,7 +63,7 @@ fn an_override_that_expires_mid_run_refuses_the_next_request() {
     };
     reserve(noon()).unwrap().settle(message(20));
     reserve(noon()).unwrap().settle(message(20));
-    assert_eq!(reserve(expires.unwrap()).unwrap_err().standing.limit, Some(10));
+    assert_eq!(reserve(expires).unwrap_err().standing.limit, Some(10));
 }
 
 #[test]

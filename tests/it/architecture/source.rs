@@ -422,7 +422,7 @@ fn use_tree(
                 return at + 2;
             }
             _ if tokens.get(at).is_some_and(|token| token.word) => {
-                if !(text(at) == "self" && !segments.is_empty()) {
+                if text(at) != "self" || segments.is_empty() {
                     segments.push(text(at).to_owned());
                 }
                 at += 1;
