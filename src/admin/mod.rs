@@ -1,6 +1,6 @@
 //! The operators' API and pages, on a listener of their own.
 //!
-//! The gateway makes a [`State`], a [`router`] of it, and lets [`serve`] run until it stops. What this part needs of
+//! The gateway makes a [`State`], a [`router()`] of it, and lets [`serve()`] run until it stops. What this part needs of
 //! others comes as closures in the state: it never sees the enforcer, the directory, the journal or the jobs.
 //!
 //! A call goes through `router` (its id, the door, the form of the answer), is read by `params`, answered by one

@@ -15,6 +15,7 @@ use super::problem::Problem;
 use super::state::QuotaView;
 use crate::model::quota::{Dimension, Standing, Unit};
 use crate::model::tenant::TenantId;
+use crate::quota::Origin;
 
 /// `GET /api/admin/tenants/{id}/quota`
 pub(super) async fn effective(
@@ -31,13 +32,13 @@ pub(super) async fn effective(
         .iter()
         .map(|standing| {
             let mut quota = quota(standing);
-            quota.insert("origin".to_owned(), json!(origin(&view, standing.dimension)));
+            quota.insert("origin".to_owned(), json!(origin(&view, standing.dimension).as_str()));
             (standing.dimension.to_string(), Value::Object(quota))
         })
         .collect();
     let overridden = view.overridden.as_ref().map(|o| {
         json!({
-            "origin": "config",
+            "origin": Origin::Config.as_str(),
             "plan": o.plan.as_ref().map(|plan| plan.as_str()),
             "reason": o.reason,
             "expires": o.expires.map(rfc3339),
@@ -53,10 +54,10 @@ pub(super) async fn effective(
     }))
 }
 
-/// Where a limit comes from: `config` where an override of the config sets it, else `plan`.
-fn origin(view: &QuotaView, dimension: Dimension) -> &'static str {
+/// Where a limit comes from: the config where an override of it sets the limit, else the plan.
+fn origin(view: &QuotaView, dimension: Dimension) -> Origin {
     let set = view.overridden.as_ref().is_some_and(|o| o.limits.iter().any(|(d, _)| *d == dimension));
-    if set { "config" } else { "plan" }
+    if set { Origin::Config } else { Origin::Plan }
 }
 
 /// `quota` of the usage answer: one line a unit.
@@ -116,8 +117,11 @@ fn percentage(standing: &Standing) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::quota::{Amounts, Limits};
     use crate::model::tenant::PlanName;
     use crate::model::window::Window;
+    use crate::quota::{Enforcer, OverrideConfig, PlanConfig, Plans};
+    use crate::telemetry::Metrics;
     use jiff::tz::TimeZone;
 
     fn standing(dimension: &str, limit: Option<u64>, used: u64) -> Standing {
@@ -150,6 +154,35 @@ mod tests {
             assert_eq!(quota["quotas"]["tokens"]["percentage"], percentage);
             assert_eq!(quota["quotas"]["tokens"]["remaining"], limit.saturating_sub(used));
             assert_eq!(quota["anyExceeded"], used >= limit);
+        }
+    }
+
+    #[test]
+    fn what_the_enforcer_counts_is_what_an_operator_sees() {
+        let day: Dimension = "tokens_per_day".parse().unwrap();
+        let mut limits = Limits::unlimited();
+        limits.set(day, Some(10_000));
+        let trial = PlanName::from("trial");
+        let plan = PlanConfig { limits, zone: "UTC".to_owned() };
+        let raised = OverrideConfig { limits: vec![(day, Some(20_000))], ..OverrideConfig::default() };
+        let tenants = ["tn_plan", "tn_raised"].map(|id| TenantId::parse(id).unwrap());
+        let metrics = Metrics::new();
+        let overrides = [(tenants[1].clone(), raised)].into();
+        let plans = Plans::new([(trial.clone(), plan)].into(), overrides, trial, metrics.clone()).unwrap();
+        let enforcer = Enforcer::new(metrics);
+        let now = Timestamp::now();
+        let views = tenants.map(|tenant| {
+            let entitlement = plans.entitlement(&tenant, None, now);
+            let amounts = Amounts { tokens: 450, api_calls: 1, ..Amounts::default() };
+            let reservation = enforcer.reserve(&tenant, &entitlement, amounts, true, now).unwrap();
+            reservation.settle(Amounts { tokens: 300, ..amounts });
+            QuotaView::new(&plans, &enforcer, &tenant, None, now)
+        });
+        for (view, limit, from) in [(&views[0], 10_000, Origin::Plan), (&views[1], 20_000, Origin::Config)] {
+            let tokens = &overview(view)["quotas"]["tokens"];
+            assert_eq!((&tokens["limit"], &tokens["used"]), (&json!(limit), &json!(300)));
+            assert_eq!(tokens["remaining"], limit - 300);
+            assert_eq!(origin(view, day), from);
         }
     }
 

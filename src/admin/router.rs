@@ -49,7 +49,7 @@ pub(super) fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
     ]
 }
 
-/// The admin listener's routes. Serve them with [`serve`](super::serve), which tells them the peer's address.
+/// The admin listener's routes. Serve them with [`serve`](super::serve()), which tells them the peer's address.
 pub fn router(state: State) -> Router {
     let context = Context::new(state);
     let mut router = Router::new();

@@ -463,7 +463,6 @@ async fn a_database_that_is_away_hangs_or_has_no_schema_is_said_so_quickly() {
         (empty.url(), "schema_missing"),
     ] {
         let desk = Setup::new(url).open().await;
-        let began = Instant::now();
         let resolve = "/api/admin/audit/018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f/resolve";
         for (method, target, body) in [
             ("GET", "/api/admin/usage", None),
@@ -472,11 +471,12 @@ async fn a_database_that_is_away_hangs_or_has_no_schema_is_said_so_quickly() {
             ("GET", "/api/admin/metrics/aggregate", None),
             ("POST", resolve, Some("{\"resolution\": \"x\"}")),
         ] {
+            let began = Instant::now();
             let answer = desk.call(method, target, &[OPERATOR], body).await;
+            assert!(began.elapsed() < Duration::from_secs(4), "{target} took {:?}", began.elapsed());
             assert_eq!(answer.failure(), (503, code.to_owned(), None), "{target}");
             assert!(!answer.body.contains("127.0.0.1") && !answer.body.contains("nobody"), "{}", answer.body);
         }
-        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
         assert_eq!(desk.get("/api/admin/tenants/tn_one/quota").await.status, 200, "this needs no database");
         desk.close().await;
     }
