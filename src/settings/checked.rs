@@ -10,7 +10,7 @@ use super::effective::{Change, Effective};
 use super::fault::{BUILT_IN, Fault, Faults};
 use super::layers::Layers;
 use super::reader::{Findings, Report};
-use super::{parts, prices, routes, tenants, variables};
+use super::{formats, parts, prices, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, meter, proxy, quota, record, store, tenant};
@@ -194,9 +194,9 @@ fn check(
     let tenancy = tenants::tenant(&root, &around);
     let plans = tenants::plans(&root);
     let overrides = tenants::overrides(&root, &plan_names);
-    let routes = routes::routes(&root);
+    let formats = formats::formats(&root);
+    let routes = routes::routes(&root, formats.as_ref());
     let meter = parts::metering(&root);
-    let formats = parts::formats(&root);
     let aggregate_interval = parts::aggregate_interval(&root);
     let prices = prices::prices(&root);
     let admin = tenants::admin(report, environment, server.as_ref().map(|(_, admin)| *admin));
@@ -251,6 +251,8 @@ mod tests {
         plan = "pro"
         expires = "2027-01-31T00:00:00Z"
         reason = "a probe"
+        [formats.probe]
+        request = {}
     "#;
 
     #[test]
@@ -269,6 +271,7 @@ mod tests {
             let documented = section_text(section).is_some_and(|text| {
                 key.is_empty()
                     || key == section
+                    || text.contains(&format!(".{key}]"))
                     || text.contains(&format!(" {key} = "))
                     || text.contains(&format!("\n{key} = "))
             });

@@ -7,12 +7,13 @@
 //!    the key files that it names are read.
 //!
 //! The way of a value: `toml_text` and `variables` read what is typed, `layers` merges it, `reader` is asked for each
-//! key by its type, `parts`, `tenants`, `routes` and `prices` make each part's own config of it, `checked` puts them
+//! key by its type, `parts`, `tenants`, `routes`, `formats` and `prices` make each part's own config of it, `checked` puts them
 //! together.
 
 mod checked;
 mod effective;
 mod fault;
+mod formats;
 mod layers;
 mod parts;
 mod path;

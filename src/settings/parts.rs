@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::checked::OnOutage;
-use super::reader::{Slot, Table};
+use super::reader::Table;
 use super::units;
 use crate::{meter, proxy, record, store};
 
@@ -200,17 +200,4 @@ pub(super) fn metering(root: &Table<'_>) -> Option<meter::Config> {
 pub(super) fn aggregate_interval(root: &Table<'_>) -> Option<Duration> {
     let table = root.key("jobs").table()?;
     table.key("aggregate_interval").duration(SECOND..=DAY)
-}
-
-/// The operator's own answer formats.
-///
-/// The one place where `[formats.*]` becomes `meter::Formats`. Until the meter has a config of its own for a format,
-/// none can be defined here, and a table that tries is told so rather than ignored.
-pub(super) fn formats(root: &Table<'_>) -> Option<meter::Formats> {
-    if let Some(slot) = root.optional("formats") {
-        slot.table()?.named().iter().for_each(|(_, slot): &(String, Slot<'_>)| {
-            slot.fault("can't be defined yet: only the built-in formats are known");
-        });
-    }
-    Some(meter::Formats::default())
 }

@@ -291,6 +291,23 @@ impl<'a> Slot<'a> {
         })
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        let value = self.present()?;
+        let boolean = match &value.kind {
+            ValueKind::Boolean(boolean) => *boolean,
+            ValueKind::String(text) if self.textual() && (text == "true" || text == "false") => {
+                text == "true"
+            }
+            _ => {
+                self.wrong_type(value, "true or false");
+                return None;
+            }
+        };
+        self.leaf(value);
+        Some(boolean)
+    }
+
     /// A duration within bounds.
     pub(super) fn duration(&self, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         let wanted = "a string with a number and a unit, such as \"30s\"";

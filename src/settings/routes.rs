@@ -1,7 +1,9 @@
 //! `[[routes]]`.
 
+use super::path::bare_or_quoted;
 use super::reader::{Slot, Table};
 use super::units;
+use crate::meter::Formats;
 use crate::model::event::EventType;
 use crate::proxy::{Enforce, PathMatch, RouteConfig};
 
@@ -9,13 +11,14 @@ use crate::proxy::{Enforce, PathMatch, RouteConfig};
 const RESERVE_TOKENS: u64 = 150;
 const MAX_BODY_BYTES: usize = 1 << 20;
 
-pub(super) fn routes(root: &Table<'_>) -> Option<Vec<RouteConfig>> {
+/// `formats` is `None` where they have faults of their own; then no name is held against them.
+pub(super) fn routes(root: &Table<'_>, formats: Option<&Formats>) -> Option<Vec<RouteConfig>> {
     let slot = root.key("routes");
     let list = slot.list()?;
     if list.is_empty() {
         slot.fault("is empty, so nothing is metered: name at least one route");
     }
-    let routes: Vec<Option<RouteConfig>> = list.iter().map(route).collect();
+    let routes: Vec<Option<RouteConfig>> = list.iter().map(|slot| route(slot, formats)).collect();
     for (at, (route, slot)) in routes.iter().zip(&list).enumerate() {
         let Some(route) = route else { continue };
         if let Some(first) =
@@ -27,7 +30,7 @@ pub(super) fn routes(root: &Table<'_>) -> Option<Vec<RouteConfig>> {
     routes.into_iter().collect()
 }
 
-fn route(slot: &Slot<'_>) -> Option<RouteConfig> {
+fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
     let table = slot.table()?;
     let path = table.key("path").parse("a string", path);
     let methods = table.optional("methods").map_or(Some(Vec::new()), |methods| methods.strings(method));
@@ -39,7 +42,7 @@ fn route(slot: &Slot<'_>) -> Option<RouteConfig> {
     let enforce = optional(&table, "enforce", Enforce::Hard, "hard", |slot| {
         slot.choice(&[("hard", Enforce::Hard), ("shadow", Enforce::Shadow), ("off", Enforce::Off)])
     });
-    let format = optional(&table, "format", "auto", "auto", |slot| slot.string());
+    let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, formats));
     let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
         slot.integer(0..=1_000_000_000)
     });
@@ -57,6 +60,16 @@ fn route(slot: &Slot<'_>) -> Option<RouteConfig> {
         reserve_tokens: reserve_tokens?,
         max_body_bytes: max_body_bytes?,
     })
+}
+
+fn format_name<'a>(slot: &Slot<'a>, formats: Option<&Formats>) -> Option<&'a str> {
+    let name = slot.string()?;
+    if let Some(formats) = formats.filter(|formats| formats.format(name).is_none()) {
+        let known = units::suggestion(name, formats.names());
+        slot.fault(format!("there is no format {name:?}: define [formats.{}]{known}", bare_or_quoted(name)));
+        return None;
+    }
+    Some(name)
 }
 
 fn optional<'a, T>(

@@ -232,6 +232,22 @@ fn routes_in_a_file_replace_the_list() {
 }
 
 #[test]
+fn formats_of_the_config_stand_beside_the_built_in_ones_and_routes_name_one() {
+    let mine = "[formats.mine]\ntotal = [\"/n\"]\nrequest = { session = [\"/s\"] }\n";
+    let route = |name: &str| format!("{mine}[[routes]]\npath = \"/x\"\nformat = \"{name}\"\n");
+    for name in ["mine", "auto", "openai-chat"] {
+        let settings = load(&route(name));
+        assert!(settings.formats.format(&settings.routes[0].format).is_some(), "{name}");
+    }
+    let faults = File::with(&route("openai-chta")).faults();
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].2.contains("did you mean \"openai-chat\"?"), "{faults:?}");
+    let faults = File::with("[formats.mine]\ninput = [\"usage\"]\n").faults();
+    assert_eq!(faults[0].1, "formats.mine");
+    assert!(faults[0].2.starts_with("input: "), "{faults:?}");
+}
+
+#[test]
 fn a_file_can_take_the_plan_query_away() {
     assert!(Settings::load(None, &Environment::new()).unwrap().identify.plan_query.is_some());
     assert_eq!(load("[tenant]\nplan_query = \"\"\n").identify.plan_query, None);
