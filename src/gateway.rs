@@ -30,7 +30,7 @@ use uuid::Uuid;
 use self::database::Keeper;
 use self::health::Live;
 use crate::admin;
-use crate::meter::counting::Counter;
+use crate::meter::Counter;
 use crate::model::event::Record;
 use crate::proxy::{Core, Listener, Policy, PolicyParts, Proxy};
 use crate::quota::{Enforcer, Plans};
@@ -83,9 +83,9 @@ impl Gateway {
         let journal = Arc::new(journal);
         let listener = Listener::bind(settings.server.listen)
             .map_err(|error| settings.fault("server.listen", bind_fault(settings.server.listen, &error)))?;
-        let admin_listener = TcpListener::bind(settings.admin.listen)
-            .await
-            .map_err(|error| settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error)))?;
+        let admin_listener = TcpListener::bind(settings.admin.listen).await.map_err(|error| {
+            settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error))
+        })?;
         let admin_address = admin_listener.local_addr()?;
 
         let (config, private) = database(&settings).await?;
@@ -118,7 +118,8 @@ impl Gateway {
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
         let live = Arc::new(Live::new(journal.clone()));
-        let keeper = Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
+        let keeper =
+            Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
         let keeper = keeper.first_look(config.connect_timeout).await;
         let hydrated = live.hydrated();
         background.spawn(keeper.run(stop.clone()));
@@ -153,7 +154,8 @@ impl Gateway {
             aggregate: jobs::on_request(store.clone(), metrics),
             audit: audit_sink(core.clone()),
         };
-        let admin = tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone().cancelled_owned()));
+        let admin =
+            tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone().cancelled_owned()));
         background.spawn(reload::watch(settings.clone(), core.clone(), stop.clone()));
 
         let address = listener.address();

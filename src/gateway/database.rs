@@ -28,7 +28,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(store: Store, core: Arc<Core>, live: Arc<Live>, on_outage: OnOutage, address: SocketAddr) -> Self {
+    pub(super) fn new(
+        store: Store,
+        core: Arc<Core>,
+        live: Arc<Live>,
+        on_outage: OnOutage,
+        address: SocketAddr,
+    ) -> Self {
         Self { store, core, live, on_outage, address }
     }
 
@@ -95,7 +101,11 @@ impl Keeper {
             match (was_up, up) {
                 (false, true) => tracing::info!(place = self.store.place(), "the database answers"),
                 (_, false) => {
-                    tracing::warn!(place = self.store.place(), why = detail, "the database is away; events wait in the journal");
+                    tracing::warn!(
+                        place = self.store.place(),
+                        why = detail,
+                        "the database is away; events wait in the journal"
+                    );
                 }
                 (true, true) => {}
             }

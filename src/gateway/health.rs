@@ -35,7 +35,8 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new(journal: Arc<Journal>) -> Self {
-        let unknown = Database { up: false, hydrated: false, refusing: false, detail: "not reached yet".into() };
+        let unknown =
+            Database { up: false, hydrated: false, refusing: false, detail: "not reached yet".into() };
         Self { phase: AtomicU8::new(STARTING), database: watch::Sender::new(unknown), journal }
     }
 

@@ -49,7 +49,10 @@ fn watch_file(file: &Path, touched: mpsc::Sender<()>) -> Option<notify::Recommen
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let concerns = move |event: &notify::Event| {
         // Mounted config maps change by a symbolic link beside the file.
-        let links = event.paths.iter().any(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("..")));
+        let links = event
+            .paths
+            .iter()
+            .any(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("..")));
         !event.kind.is_access() && (links || event.paths.iter().any(|path| path.file_name() == Some(&name)))
     };
     let handler = move |event: notify::Result<notify::Event>| {

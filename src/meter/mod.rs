@@ -25,7 +25,6 @@ mod skim;
 mod text;
 mod usage;
 
-pub mod counting;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,13 +59,16 @@ impl Default for Config {
 }
 
 /// Reads a request's body by the rules of `format`, and the values at `pointers` (RFC 6901).
+///
+/// # Errors
+/// The body is no JSON, or JSON that the service's parser and ours could read differently.
 pub fn inspect(
-    _format: &Format,
-    _config: &Config,
-    _body: &[u8],
-    _pointers: &[&str],
+    format: &Format,
+    config: &Config,
+    body: &[u8],
+    pointers: &[&str],
 ) -> Result<Inspected, NotJson> {
-    unimplemented!()
+    inspect::inspect(format, config.max_text_bytes, body, pointers)
 }
 
 /// Reads one answer in passing.
@@ -117,11 +119,6 @@ impl Meter {
     /// Whether what was seen so far reports all tokens, so that nothing needs counting.
     pub fn reported(&self) -> bool {
         !self.error_status && self.body.answer().is_some_and(Answer::reported)
-    }
-
-    /// x
-    pub fn reported(&self) -> bool {
-        unimplemented!()
     }
 
     /// Looks at the next bytes of the body.

@@ -1,7 +1,7 @@
 //! What an exchange is charged: pure rules over what happened.
 
+use crate::meter::Counted;
 use crate::meter::Reading;
-use crate::meter::counting::Counted;
 use crate::model::event::Outcome;
 use crate::model::quota::Amounts;
 use crate::model::tokens::{TokenSource, TokenUsage};

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::config::{IdentifyConfig, RouteConfig, ServerConfig, UpstreamConfig};
 use super::identify::Rules;
 use super::route::Table;
-use crate::meter::counting::Counter;
+use crate::meter::Counter;
 use crate::meter::{self, Formats};
 use crate::model::price::PriceTable;
 use crate::model::tenant::TenantId;

@@ -1,17 +1,18 @@
 //! Reading a metered request's body within bounds, so that it can be inspected and then forwarded as it came.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::Read;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
 use super::body::{BodyError, Idle, poll_frame_within};
 use super::failure::Failure;
+use crate::meter::{DecodeError, decode_request};
 
 /// A body read whole: the frames to forward, and the bytes to look at.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub(crate) async fn read(
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
     }
-    let coding = Coding::of(headers)?;
+    let coding = coding(headers)?;
     let mut idle = Idle::new(idle);
     let mut frames = VecDeque::new();
     let mut length = 0;
@@ -50,15 +51,11 @@ pub(crate) async fn read(
     }
     let raw = gather(&frames, length);
     let plain = match coding {
-        Coding::Identity => raw,
+        None => raw,
         // Inflating is work: off the reactor. The bound on the result bounds the time too.
-        coding => tokio::task::spawn_blocking(move || coding.decode(&raw, limit))
+        Some(coding) => tokio::task::spawn_blocking(move || decode(raw, &coding, limit))
             .await
-            .map_err(|_| Failure::UnsupportedEncoding)?
-            .map_err(|error| match error {
-                DecodeError::TooLarge => too_large(),
-                DecodeError::Corrupt => Failure::UnsupportedEncoding,
-            })?,
+            .map_err(|_| Failure::UnsupportedEncoding)??,
     };
     Ok(ReadBody { frames, plain })
 }
@@ -78,98 +75,20 @@ fn gather(frames: &VecDeque<Frame<Bytes>>, length: usize) -> Bytes {
     }
 }
 
-/// A request body's `Content-Encoding`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Coding {
-    Identity,
-    Gzip,
-    Deflate,
-    Brotli,
-    Zstd,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum DecodeError {
-    TooLarge,
-    Corrupt,
-}
-
-impl Coding {
-    fn of(headers: &HeaderMap) -> Result<Self, Failure> {
-        let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
-        let Some(value) = values.next() else { return Ok(Coding::Identity) };
-        if values.next().is_some() {
-            return Err(Failure::UnsupportedEncoding);
-        }
-        let named = |name: &str| value.as_bytes().trim_ascii().eq_ignore_ascii_case(name.as_bytes());
-        match () {
-            () if named("identity") || named("") => Ok(Coding::Identity),
-            () if named("gzip") || named("x-gzip") => Ok(Coding::Gzip),
-            () if named("deflate") => Ok(Coding::Deflate),
-            () if named("br") => Ok(Coding::Brotli),
-            () if named("zstd") => Ok(Coding::Zstd),
-            () => Err(Failure::UnsupportedEncoding),
-        }
-    }
-
-    fn decode(self, raw: &[u8], limit: usize) -> Result<Bytes, DecodeError> {
-        match self {
-            Coding::Identity => Ok(Bytes::copy_from_slice(raw)),
-            Coding::Gzip => take(flate2::read::MultiGzDecoder::new(raw), limit),
-            // RFC 9110 §8.4.1.2 means zlib; some clients send raw deflate.
-            Coding::Deflate => {
-                take(flate2::read::ZlibDecoder::new(raw), limit).or_else(|error| match error {
-                    DecodeError::Corrupt => take(flate2::read::DeflateDecoder::new(raw), limit),
-                    DecodeError::TooLarge => Err(error),
-                })
-            }
-            Coding::Brotli => take(brotli::Decompressor::new(raw, 4096), limit),
-            Coding::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::new(raw).map_err(|_| DecodeError::Corrupt)?;
-                // 8 MiB, what RFC 9659 allows in HTTP.
-                decoder.window_log_max(23).map_err(|_| DecodeError::Corrupt)?;
-                take(decoder, limit)
-            }
-        }
+/// The body's coding, where it has one. Listed in several header lines, it is none that can be undone.
+fn coding(headers: &HeaderMap) -> Result<Option<HeaderValue>, Failure> {
+    let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+    match (values.next(), values.next()) {
+        (first, None) => Ok(first.cloned()),
+        (_, Some(_)) => Err(Failure::UnsupportedEncoding),
     }
 }
 
-fn take(decoder: impl Read, limit: usize) -> Result<Bytes, DecodeError> {
-    let mut plain = Vec::new();
-    decoder.take(limit as u64 + 1).read_to_end(&mut plain).map_err(|_| DecodeError::Corrupt)?;
-    if plain.len() > limit {
-        return Err(DecodeError::TooLarge);
-    }
-    Ok(plain.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn fault_24_an_encoded_body_is_decoded_for_inspection() {
-        assert_eq!(Coding::Gzip.decode(&gzip(b"{}"), 10), Ok(Bytes::from_static(b"{}")));
-        let zstd = zstd::encode_all(&b"{}"[..], 1).unwrap();
-        assert_eq!(Coding::Zstd.decode(&zstd, 10), Ok(Bytes::from_static(b"{}")));
-    }
-
-    #[test]
-    fn a_bomb_in_a_request_is_too_large_and_never_inflated_whole() {
-        assert_eq!(Coding::Gzip.decode(&gzip(&vec![0; 50_000_000]), 1000), Err(DecodeError::TooLarge));
-    }
-
-    #[test]
-    fn a_corrupt_body_is_said_to_be_so() {
-        assert_eq!(Coding::Gzip.decode(b"not gzip", 10), Err(DecodeError::Corrupt));
-        assert_eq!(Coding::Brotli.decode(&[0xff; 40], 10), Err(DecodeError::Corrupt));
+fn decode(raw: Bytes, coding: &HeaderValue, limit: usize) -> Result<Bytes, Failure> {
+    match decode_request(&raw, Some(coding.as_bytes()), limit) {
+        Ok(Cow::Borrowed(_)) => Ok(raw.clone()),
+        Ok(Cow::Owned(plain)) => Ok(plain.into()),
+        Err(DecodeError::TooLarge) => Err(Failure::BodyTooLarge { limit }),
+        Err(DecodeError::Unsupported | DecodeError::Corrupt) => Err(Failure::UnsupportedEncoding),
     }
 }

@@ -24,7 +24,7 @@ use super::config::Enforce;
 use super::core::{Core, Policy};
 use super::headers::Caller;
 use super::route::Route;
-use crate::meter::counting::{CountJob, Counted, Encoding, estimate};
+use crate::meter::{CountJob, Counted, estimate};
 use crate::meter::{Inspected, Meter, Reading};
 use crate::model::event::{Amendment, AuditEvent, EventType, Outcome, Record, UsageEvent};
 use crate::model::quota::{Amounts, Charge, Unit};
@@ -304,7 +304,7 @@ impl Open {
         if matches!(basis, Basis::Text(_)) {
             let model = reading.model.as_deref().or(self.subject.inspected.model.as_deref());
             let job = CountJob {
-                encoding: Encoding::for_model(model),
+                encoding: self.route.format.counting.encoding(model),
                 request: std::mem::take(&mut self.subject.inspected.text),
                 answer: reading.text.clone(),
             };
@@ -340,7 +340,8 @@ impl Open {
         };
         let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
         let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
-        let cost_nanousd = self.cost(model.as_deref(), &priced.usage, used.tokens);
+        let cost_nanousd =
+            self.cost(model.as_deref(), &priced.usage, close.reading.billed.as_ref(), used.tokens);
         if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
             self.amend_later(counting, *source, floor, model.clone(), &charges, used.tokens);
         }
@@ -363,23 +364,20 @@ impl Open {
         self.route.config.reserve_tokens
     }
 
-    fn cost(&self, model: Option<&str>, usage: &TokenUsage, tokens: u64) -> u64 {
+    /// What the tokens cost: those that the provider bills, where they are others than it counts, and what is charged
+    /// beyond those seen (a floor, or a reservation) as input.
+    fn cost(&self, model: Option<&str>, usage: &TokenUsage, billed: Option<&TokenUsage>, tokens: u64) -> u64 {
         let (price, known) = self.policy.prices.price(model);
-        if !known && model.is_some() && tokens > 0 {
-            self.core.metrics.unknown_models.inc();
-        }
         if tokens == 0 {
             return 0;
         }
-        // Tokens charged beyond those seen (a floor, or a reservation) are priced as input.
-        let seen = usage.total().unwrap_or(0);
-        let rest = TokenUsage { total: Some(tokens.saturating_sub(seen)), ..TokenUsage::default() };
-        let extra = if tokens > seen {
-            price.cost_nanousd(&rest).saturating_sub(price.per_request_nanousd)
-        } else {
-            0
-        };
-        price.cost_nanousd(usage).saturating_add(extra)
+        if !known && model.is_some() {
+            self.core.metrics.unknown_models.inc();
+        }
+        let unseen = tokens.saturating_sub(usage.total().unwrap_or(0));
+        let unseen = TokenUsage { total: Some(unseen), ..TokenUsage::default() };
+        let extra = price.cost_nanousd(&unseen).saturating_sub(price.per_request_nanousd);
+        price.cost_nanousd(billed.unwrap_or(usage)).saturating_add(extra)
     }
 
     /// A count that came too late for the event corrects it: the row, the live counter and the quota in memory.

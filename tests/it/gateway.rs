@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Data, Ended, Header, Signal, Step, TestGateway, Upstream, answer, batch, batch_answer, chat, gateway,
-    request, within,
+    Client, Data, Ended, Header, Signal, Step, TestGateway, Upstream, answer, batch, batch_answer, chat,
+    gateway, request, within,
 };
 use crate::postgres::{Database, database};
 
@@ -17,8 +17,9 @@ async fn rows(database: &Database, tenant: &str, count: usize) -> Vec<Value> {
 }
 
 async fn audits(database: &Database, tenant: &str, count: usize) -> Vec<Value> {
-    let query =
-        format!("SELECT to_jsonb(a) FROM audit_events a WHERE tenant_id = '{tenant}' ORDER BY timestamp, event_id");
+    let query = format!(
+        "SELECT to_jsonb(a) FROM audit_events a WHERE tenant_id = '{tenant}' ORDER BY timestamp, event_id"
+    );
     database.rows(&query, count).await
 }
 
@@ -51,8 +52,14 @@ async fn both(script: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> (Upstre
 
 #[tokio::test]
 async fn what_is_not_metered_reaches_the_other_side_as_it_came() {
-    let (upstream, _database, gateway) =
-        both(|| answer(203).header("X-Odd-Case", "1").header("Set-Cookie", "a=1").header("Set-Cookie", "b=2").body("body")).await;
+    let (upstream, _database, gateway) = both(|| {
+        answer(203)
+            .header("X-Odd-Case", "1")
+            .header("Set-Cookie", "a=1")
+            .header("Set-Cookie", "b=2")
+            .body("body")
+    })
+    .await;
     let asked = request("PUT", "/some/page?x=1&y=%20z")
         .header("X-Custom-Case", "v")
         .header("Accept-Language", "de")
@@ -62,10 +69,14 @@ async fn what_is_not_metered_reaches_the_other_side_as_it_came() {
     let response = gateway.ask(asked).await;
     assert_eq!((response.status, response.text().as_str(), response.ended), (203, "body", Ended::Clean));
     assert!(response.headers.contains(&Header::new("X-Odd-Case", "1")), "{}", response.head);
-    let cookies: Vec<_> = response.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("set-cookie")).collect();
+    let cookies: Vec<_> =
+        response.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("set-cookie")).collect();
     assert_eq!(cookies, [&Header::new("Set-Cookie", "a=1"), &Header::new("Set-Cookie", "b=2")]);
     let seen = &upstream.requests()[0];
-    assert_eq!((seen.method(), seen.target(), &*seen.body), ("PUT", "/some/page?x=1&y=%20z", &b"payload"[..]));
+    assert_eq!(
+        (seen.method(), seen.target(), &*seen.body),
+        ("PUT", "/some/page?x=1&y=%20z", &b"payload"[..])
+    );
     assert!(seen.headers().contains(&Header::new("X-Custom-Case", "v")), "{}", seen.head);
     let many: Vec<_> = seen.headers().into_iter().filter(|h| h.name == "x-many").map(|h| h.value).collect();
     assert_eq!(many, ["1", "2"]);
@@ -77,17 +88,25 @@ async fn what_is_not_metered_reaches_the_other_side_as_it_came() {
 
 #[tokio::test]
 async fn a_single_answer_is_counted_and_audited() {
-    let (_upstream, database, gateway) =
-        both(|| answer(200).json(&json!({"reply": "We are open from nine to five.", "sources": [], "metadata": {}}))).await;
-    let response = gateway.ask(chat("tn_one", "what are your opening hours?").header("x-request-id", "r-1")).await;
-    assert_eq!((response.status, response.json()["reply"].as_str()), (200, Some("We are open from nine to five.")));
+    let (_upstream, database, gateway) = both(|| {
+        answer(200).json(&json!({"reply": "We are open from nine to five.", "sources": [], "metadata": {}}))
+    })
+    .await;
+    let response =
+        gateway.ask(chat("tn_one", "what are your opening hours?").header("x-request-id", "r-1")).await;
+    assert_eq!(
+        (response.status, response.json()["reply"].as_str()),
+        (200, Some("We are open from nine to five."))
+    );
     assert_eq!(response.header("x-request-id"), Some("r-1"));
     assert!(response.header("ratelimit").is_some_and(|value| value.contains("\"tokens_per_day\";r=9850;t=")));
     let row = &rows(&database, "tn_one", 1).await[0];
     // 6 + 8 tokens by o200k_base, as tiktoken counts them.
     assert_eq!(pick(row, &CORE), [json!(14), json!(200), json!("completed"), json!("counted"), json!(false)]);
-    assert_eq!(pick(row, &["input_tokens", "output_tokens", "chat_session_id", "request_id", "api_endpoint"]),
-        [json!(6), json!(8), json!("session-0001"), json!("r-1"), json!("/api/widget/chat")]);
+    assert_eq!(
+        pick(row, &["input_tokens", "output_tokens", "chat_session_id", "request_id", "api_endpoint"]),
+        [json!(6), json!(8), json!("session-0001"), json!("r-1"), json!("/api/widget/chat")]
+    );
     let trail = audits(&database, "tn_one", 2).await;
     let kinds: Vec<_> = trail.iter().map(|event| event["event_type"].as_str().unwrap_or_default()).collect();
     assert_eq!(kinds, ["chat_message_received", "chat_response_sent"]);
@@ -103,7 +122,10 @@ async fn a_batch_is_charged_what_it_reports() {
     let response = gateway.ask(batch("tn_batch", 3)).await;
     assert_eq!(response.json()["totalTokens"], json!(512));
     let row = &rows(&database, "tn_batch", 1).await[0];
-    assert_eq!(pick(row, &CORE), [json!(512), json!(200), json!("completed"), json!("reported"), json!(false)]);
+    assert_eq!(
+        pick(row, &CORE),
+        [json!(512), json!(200), json!("completed"), json!("reported"), json!(false)]
+    );
     let counter = database
         .rows("SELECT to_jsonb(settled) FROM quota_usage WHERE tenant_id = 'tn_batch' AND dimension = 'chat_messages_per_day'", 1)
         .await;
@@ -129,8 +151,13 @@ async fn a_streamed_answer_leaves_as_it_arrives_and_is_counted_at_its_end() {
     let mut client = gateway.connect().await;
     client.send(chat("tn_sse", "hi")).await;
     client.read_head().await;
-    let Data::Bytes(first) = within("the first event", client.read_data()).await else { panic!("no first event") };
-    assert!(String::from_utf8_lossy(&first).contains("Hello "), "the first event is here before the last exists");
+    let Data::Bytes(first) = within("the first event", client.read_data()).await else {
+        panic!("no first event")
+    };
+    assert!(
+        String::from_utf8_lossy(&first).contains("Hello "),
+        "the first event is here before the last exists"
+    );
     go.fire();
     client.read_to_end_of_body().await;
     let row = &rows(&database, "tn_sse", 1).await[0];
@@ -140,13 +167,17 @@ async fn a_streamed_answer_leaves_as_it_arrives_and_is_counted_at_its_end() {
 
 #[tokio::test]
 async fn a_streamed_batch_is_charged_the_sum_of_its_events() {
-    let event = |tokens: u64| json!({"reply": "ok", "tokens_used": tokens, "latency_ms": 5, "status": "success"});
+    let event =
+        |tokens: u64| json!({"reply": "ok", "tokens_used": tokens, "latency_ms": 5, "status": "success"});
     let (_upstream, database, gateway) =
         both(move || answer(200).events([&event(100), &event(23)]).steps()).await;
     let response = gateway.ask(batch("tn_sseb", 2)).await;
     assert_eq!(response.ended, Ended::Clean);
     let row = &rows(&database, "tn_sseb", 1).await[0];
-    assert_eq!(pick(row, &CORE), [json!(123), json!(200), json!("completed"), json!("reported"), json!(true)]);
+    assert_eq!(
+        pick(row, &CORE),
+        [json!(123), json!(200), json!("completed"), json!("reported"), json!(true)]
+    );
     gateway.stop().await;
 }
 
@@ -163,11 +194,18 @@ async fn over_quota_is_refused_readably_and_the_service_never_hears_of_it() {
         [json!("quota_exceeded"), json!("tokens_per_day"), json!(10_000), json!(10_000), json!(0)]
     );
     assert_eq!(refused.header("access-control-allow-origin"), Some("https://shop.example"));
-    assert!(refused.header("access-control-expose-headers").is_some_and(|value| value.contains("Retry-After")));
-    assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u64>().is_ok_and(|s| s <= 86_400)));
+    assert!(
+        refused.header("access-control-expose-headers").is_some_and(|value| value.contains("Retry-After"))
+    );
+    assert!(
+        refused.header("retry-after").is_some_and(|value| value.parse::<u64>().is_ok_and(|s| s <= 86_400))
+    );
     assert_eq!(upstream.requests().len(), 1);
     let recorded = rows(&database, "tn_quota", 2).await;
-    assert_eq!(pick(&recorded[1], &CORE), [json!(0), json!(429), json!("refused"), json!("none"), json!(false)]);
+    assert_eq!(
+        pick(&recorded[1], &CORE),
+        [json!(0), json!(429), json!("refused"), json!("none"), json!(false)]
+    );
     let trail = audits(&database, "tn_quota", 3).await;
     let exceeded = trail.iter().find(|event| event["event_type"] == json!("quota_exceeded"));
     assert_eq!(exceeded.map(|event| event["new_values"]["exceeded_by"].clone()), Some(json!(150)));
@@ -179,7 +217,8 @@ async fn over_quota_is_refused_readably_and_the_service_never_hears_of_it() {
 async fn fault_59_at_the_last_unit_exactly_the_limit_passes() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(1))).await;
     let database = database().await;
-    let gateway = gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 7\n").start().await;
+    let gateway =
+        gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 7\n").start().await;
     let asked = (0..40).map(|_| gateway.ask(batch("tn_race", 1)));
     let statuses: Vec<u16> = futures_util::future::join_all(asked).await.iter().map(|r| r.status).collect();
     let passed = statuses.iter().filter(|status| **status == 200).count();
@@ -208,10 +247,13 @@ async fn shadow_lets_through_and_records_what_it_would_have_refused_and_off_only
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(20_000))).await;
     let database = database().await;
     let routes = |enforce: &str| {
-        format!("[[routes]]\npath = \"/api/widget/chat\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\nenforce = \"{enforce}\"\nformat = \"auto\"\nreserve_tokens = 150\n")
+        format!(
+            "[[routes]]\npath = \"/api/widget/chat\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\nenforce = \"{enforce}\"\nformat = \"auto\"\nreserve_tokens = 150\n"
+        )
     };
     let shadow = gateway(&upstream, &database).config(&routes("shadow")).start().await;
-    let statuses = [shadow.ask(batch("tn_shadow", 1)).await.status, shadow.ask(batch("tn_shadow", 1)).await.status];
+    let statuses =
+        [shadow.ask(batch("tn_shadow", 1)).await.status, shadow.ask(batch("tn_shadow", 1)).await.status];
     assert_eq!(statuses, [200, 200]);
     let recorded = rows(&database, "tn_shadow", 2).await;
     assert_eq!(recorded[1]["metadata"]["would_refuse"], json!("tokens_per_day"));
@@ -225,8 +267,10 @@ async fn shadow_lets_through_and_records_what_it_would_have_refused_and_off_only
 
 #[tokio::test]
 async fn options_is_never_metered() {
-    let (upstream, _database, gateway) = both(|| answer(204).header("access-control-allow-origin", "*").steps()).await;
-    let response = gateway.ask(request("OPTIONS", "/api/widget/chat").header("origin", "https://shop.example")).await;
+    let (upstream, _database, gateway) =
+        both(|| answer(204).header("access-control-allow-origin", "*").steps()).await;
+    let response =
+        gateway.ask(request("OPTIONS", "/api/widget/chat").header("origin", "https://shop.example")).await;
     assert_eq!((response.status, upstream.requests().len()), (204, 1));
     assert_eq!(response.header("ratelimit"), None);
     gateway.stop().await;
@@ -282,7 +326,10 @@ async fn a_client_that_leaves_in_the_middle_is_charged_at_least_one_messages_res
     drop(client);
     within("the upstream is let go at once", gone.wait()).await;
     let row = &rows(&database, "tn_gone", 1).await[0];
-    assert_eq!(pick(row, &CORE), [json!(150), json!(200), json!("client_aborted"), json!("partial"), json!(true)]);
+    assert_eq!(
+        pick(row, &CORE),
+        [json!(150), json!(200), json!("client_aborted"), json!("partial"), json!(true)]
+    );
     counters_equal_events(&database).await;
     gateway.stop().await;
 }
@@ -301,7 +348,14 @@ async fn openai_answers_are_metered_by_class_and_priced() {
     let asked = request("POST", "/v1/chat/completions").header("x-tenant-id", "tn_openai").json(&body);
     assert_eq!(gateway.ask(asked).await.status, 200);
     let row = &rows(&database, "tn_openai", 1).await[0];
-    let columns = ["input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "tokens_consumed", "model"];
+    let columns = [
+        "input_tokens",
+        "cached_input_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+        "tokens_consumed",
+        "model",
+    ];
     assert_eq!(
         pick(row, &columns),
         [json!(2006), json!(1920), json!(300), json!(192), json!(2306), json!("gpt-4o-2024-08-06")]
@@ -315,13 +369,13 @@ async fn openai_answers_are_metered_by_class_and_priced() {
 async fn a_config_that_changes_is_taken_over_whole_and_audited_and_a_broken_one_is_kept_out() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(1))).await;
     let database = database().await;
-    let gateway = gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 1\n").start().await;
+    let gateway =
+        gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 1\n").start().await;
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 429);
     gateway.rewrite_config("[plans.trial]\nchat_messages_per_day = 2\n");
-    let trail = database
-        .rows("SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'", 1)
-        .await;
+    let trail =
+        database.rows("SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'", 1).await;
     assert_eq!(trail[0]["old_values"], json!({"plans.trial.chat_messages_per_day": "1"}));
     assert_eq!(trail[0]["new_values"], json!({"plans.trial.chat_messages_per_day": "2"}));
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);
