@@ -176,7 +176,11 @@ mod tests {
             let amounts = Amounts { tokens: 450, api_calls: 1, ..Amounts::default() };
             let reservation = enforcer.reserve(&tenant, &entitlement, amounts, true, now).unwrap();
             reservation.settle(Amounts { tokens: 300, ..amounts });
-            QuotaView::new(&plans, &enforcer, &tenant, None, now)
+            QuotaView {
+                standings: enforcer.standings(&tenant, &entitlement, now),
+                plan: entitlement.plan,
+                overridden: plans.overriding(&tenant, now).cloned(),
+            }
         });
         for (view, limit, from) in [(&views[0], 10_000, Origin::Plan), (&views[1], 20_000, Origin::Config)] {
             let tokens = &overview(view)["quotas"]["tokens"];

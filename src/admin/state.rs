@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::model::event::AuditEvent;
 use crate::model::quota::Standing;
 use crate::model::tenant::{PlanName, TenantId};
-use crate::quota::{Enforcer, OverrideConfig, Plans};
+use crate::quota::OverrideConfig;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -121,22 +120,4 @@ pub struct QuotaView {
     pub standings: Vec<Standing>,
     /// The config's override, where one holds now.
     pub overridden: Option<OverrideConfig>,
-}
-
-impl QuotaView {
-    /// How `tenant`, which the service says is on `plan`, stands by the config's `plans` and by what `enforcer` counts.
-    pub fn new(
-        plans: &Plans,
-        enforcer: &Enforcer,
-        tenant: &TenantId,
-        plan: Option<&str>,
-        now: Timestamp,
-    ) -> Self {
-        let entitlement = plans.entitlement(tenant, plan, now);
-        Self {
-            standings: enforcer.standings(tenant, &entitlement, now),
-            plan: entitlement.plan,
-            overridden: plans.overriding(tenant, now).cloned(),
-        }
-    }
 }
