@@ -7,9 +7,9 @@ use smallvec::SmallVec;
 
 use super::format::{Action, Format};
 use super::pointer::{NodeId, UNWANTED};
-use super::skim::Sink;
 use super::text::{Buffer, Mark, Text};
 use super::usage::{Amount, Class, Counts, Merge, Resolved, complete, fit, resolve};
+use super::wanted::Sink;
 
 #[derive(Clone, Copy, Debug)]
 struct Hit {

@@ -49,7 +49,7 @@ impl Write for Guard {
 }
 
 enum Decoder {
-    Gzip(MultiGzDecoder<Guard>),
+    Gzip(Box<MultiGzDecoder<Guard>>),
     Zlib(ZlibDecoder<Guard>),
     Deflate(DeflateDecoder<Guard>),
     Brotli(Box<brotli::DecompressorWriter<Guard>>),
@@ -156,7 +156,7 @@ impl Decoder {
     fn new(coding: &[u8], answer: Box<Answer>) -> Result<Self, Box<Answer>> {
         let guard = |answer| Guard { answer: Some(answer), decoded: 0, allowed: HARMLESS, exceeded: false };
         Ok(match coding {
-            b"gzip" | b"x-gzip" => Decoder::Gzip(MultiGzDecoder::new(guard(answer))),
+            b"gzip" | b"x-gzip" => Decoder::Gzip(Box::new(MultiGzDecoder::new(guard(answer)))),
             b"deflate" => Decoder::UndecidedDeflate(guard(answer), None),
             b"br" => Decoder::Brotli(Box::new(brotli::DecompressorWriter::new(guard(answer), BROTLI_BUFFER))),
             b"zstd" => {

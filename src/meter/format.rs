@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::builtin;
 use super::counting::Counting;
 use super::pointer::{PointerError, Tree, parse};
-use super::skim::{Wanted, want};
 use super::usage::{Class, Merge, Shape};
+use super::wanted::{Wanted, want};
 
 /// A format as the config has it (`[formats.NAME]`). Every list holds JSON pointers (RFC 6901, and `*` for every
 /// element or member); of several that have a value the first in the list counts.

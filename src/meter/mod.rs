@@ -23,7 +23,9 @@ mod inspect;
 mod pointer;
 mod skim;
 mod text;
+mod unescape;
 mod usage;
+mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,62 +13,8 @@ use memchr::memchr2;
 use smallvec::SmallVec;
 
 use super::pointer::{NodeId, Tree, UNWANTED};
-
-/// What a node wants of its value, as bits.
-pub(super) mod want {
-    /// A string, piece by piece.
-    pub(in crate::meter) const TEXT: u8 = 1;
-    /// A short string, a number or a literal, whole.
-    pub(in crate::meter) const SCALAR: u8 = 2;
-    /// To be told that an object or array begins.
-    pub(in crate::meter) const CONTAINER: u8 = 4;
-    /// Text somewhere at or below: a repeated key must undo it.
-    pub(in crate::meter) const TEXT_BELOW: u8 = 8;
-}
-
-/// The pointers to look for, and for each node what it wants.
-#[derive(Debug)]
-pub(super) struct Wanted<A> {
-    pub(super) tree: Tree<A>,
-    wants: Vec<u8>,
-}
-
-impl<A: Clone> Wanted<A> {
-    pub(super) fn new(tree: Tree<A>, wants: impl Fn(&A) -> u8) -> Self {
-        let own = |node| tree.actions(node).iter().fold(0, |bits, action| bits | wants(action));
-        let with_below = |node| {
-            let below = tree.subtree(node).any(|node| own(node) & want::TEXT != 0);
-            own(node) | if below { want::TEXT_BELOW } else { 0 }
-        };
-        let wants = tree.ids().map(with_below).collect();
-        Self { tree, wants }
-    }
-
-    #[inline]
-    fn wants(&self, node: NodeId) -> u8 {
-        if node == UNWANTED { 0 } else { self.wants[usize::from(node)] }
-    }
-}
-
-/// Takes what the skimmer finds.
-pub(super) trait Sink {
-    /// Whether text is still of use.
-    fn wants_text(&self) -> bool;
-    /// A wanted string begins.
-    fn begin_text(&mut self, node: NodeId);
-    /// The next bytes of the string, unescaped.
-    fn text(&mut self, node: NodeId, bytes: &[u8]);
-    /// A short string; `None` when it is too long to be one.
-    fn string(&mut self, node: NodeId, value: Option<&[u8]>);
-    /// A number or literal, as written; `None` when it is too long to be one.
-    fn scalar(&mut self, node: NodeId, raw: Option<&[u8]>);
-    /// An object or array begins.
-    fn container(&mut self, node: NodeId);
-    /// Text may follow below a key: remember where it stood.
-    fn mark(&mut self, node: NodeId);
-    /// The key stood in this object before; the last one counts.
-    fn replaced(&mut self, node: NodeId);
-}
+use super::unescape::{Step, Unicode};
+use super::wanted::{Sink, Wanted, want};
 
 const MAX_KEY: usize = 256;
 const MAX_SCALAR: usize = 64;
@@ -128,9 +74,7 @@ pub(super) struct Skimmer {
     /// A key, short string or scalar of which not all is here yet.
     partial: SmallVec<[u8; 32]>,
     too_long: bool,
-    hex_digits: u8,
-    unit: u16,
-    high_surrogate: u16,
+    unicode: Unicode,
 }
 
 impl Default for Skimmer {
@@ -142,9 +86,7 @@ impl Default for Skimmer {
             node: Tree::<()>::ROOT,
             partial: SmallVec::new(),
             too_long: false,
-            hex_digits: 0,
-            unit: 0,
-            high_surrogate: 0,
+            unicode: Unicode::default(),
         }
     }
 }
@@ -157,7 +99,7 @@ impl Skimmer {
         self.frames.clear();
         self.passing = 0;
         self.node = Tree::<()>::ROOT;
-        self.high_surrogate = 0;
+        self.unicode = Unicode::default();
     }
 
     /// The text is whole.
@@ -397,7 +339,7 @@ impl Skimmer {
         let rest = &bytes[at.min(bytes.len())..];
         let run = plain_run(rest);
         let whole = rest.get(run) == Some(&b'"');
-        let fresh = self.partial.is_empty() && !self.too_long && self.high_surrogate == 0;
+        let fresh = self.partial.is_empty() && !self.too_long && !self.unicode.pending();
         if into == Into::Short && whole && fresh && run <= MAX_STRING {
             sink.string(self.node, Some(&rest[..run]));
             self.ended();
@@ -443,8 +385,7 @@ impl Skimmer {
             b'r' => b'\r',
             b't' => b'\t',
             b'u' => {
-                self.hex_digits = 0;
-                self.unit = 0;
+                self.unicode.begin();
                 self.state = State::Hex(into);
                 return;
             }
@@ -457,41 +398,23 @@ impl Skimmer {
     }
 
     fn hex<S: Sink>(&mut self, byte: u8, into: Into, sink: &mut S) {
-        let Some(digit) = char::from(byte).to_digit(16) else {
-            self.state = State::GaveUp;
-            return;
-        };
-        self.unit = self.unit << 4 | digit as u16;
-        self.hex_digits += 1;
-        if self.hex_digits < 4 {
-            return;
-        }
-        self.state = State::String(into);
-        let unit = self.unit;
-        if (0xdc00..0xe000).contains(&unit) && self.high_surrogate != 0 {
-            let high = u32::from(std::mem::take(&mut self.high_surrogate)) - 0xd800;
-            let code = 0x10000 + (high << 10) + (u32::from(unit) - 0xdc00);
-            self.emit_char(into, char::from_u32(code), sink);
-        } else {
-            self.flush_surrogate(into, sink);
-            if (0xd800..0xdc00).contains(&unit) {
-                self.high_surrogate = unit;
-            } else {
-                self.emit_char(into, char::from_u32(u32::from(unit)), sink);
+        match self.unicode.digit(byte) {
+            Step::More => {}
+            Step::Bad => self.state = State::GaveUp,
+            Step::Done { lone, char } => {
+                self.state = State::String(into);
+                for char in [lone, char].into_iter().flatten() {
+                    self.put(into, char.encode_utf8(&mut [0; 4]).as_bytes(), sink);
+                }
             }
         }
     }
 
-    fn emit_char<S: Sink>(&mut self, into: Into, char: Option<char>, sink: &mut S) {
-        let char = char.unwrap_or(char::REPLACEMENT_CHARACTER);
-        self.put(into, char.encode_utf8(&mut [0; 4]).as_bytes(), sink);
-    }
-
+    /// Half a pair that nothing followed is no character.
     #[inline]
     fn flush_surrogate<S: Sink>(&mut self, into: Into, sink: &mut S) {
-        if self.high_surrogate != 0 {
-            self.high_surrogate = 0;
-            self.emit_char(into, None, sink);
+        if let Some(char) = self.unicode.leave() {
+            self.put(into, char.encode_utf8(&mut [0; 4]).as_bytes(), sink);
         }
     }
 
