@@ -256,6 +256,9 @@ impl State {
         // An eighth more than needed, so that the next group does not walk the tail again.
         let (records, bytes) = (HELD_RECORDS / 8 * 7, HELD_BYTES / 8 * 7);
         for audit_only in [true, false] {
+            if !audit_only && self.unwritten <= HELD_RECORDS && self.unwritten_bytes <= HELD_BYTES {
+                break;
+            }
             let (mut left, mut left_bytes) = (self.unwritten, self.unwritten_bytes);
             self.tail.retain(|entry| {
                 let audit = matches!(entry.record, Record::Audit(_));

@@ -55,7 +55,9 @@ fn pick(row: &Value, columns: &[&str]) -> Vec<Value> {
 
 const CORE: [&str; 5] = ["tokens_consumed", "api_status_code", "outcome", "token_source", "streamed"];
 
-async fn both(script: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> (Upstream, Database<'static>, TestGateway) {
+async fn both(
+    script: impl Fn() -> Vec<Step> + Send + Sync + 'static,
+) -> (Upstream, Database<'static>, TestGateway) {
     let upstream = Upstream::answering(move |_| script()).await;
     let database = shared().database();
     let running = gateway(&upstream, &database).start().await;
@@ -385,8 +387,12 @@ async fn a_config_that_changes_is_taken_over_whole_and_audited_and_a_broken_one_
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 429);
     gateway.rewrite_config("[plans.trial]\nchat_messages_per_day = 2\n");
-    let trail =
-        json_rows(&database, "SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'", 1).await;
+    let trail = json_rows(
+        &database,
+        "SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'",
+        1,
+    )
+    .await;
     assert_eq!(trail[0]["old_values"], json!({"plans.trial.chat_messages_per_day": "1"}));
     assert_eq!(trail[0]["new_values"], json!({"plans.trial.chat_messages_per_day": "2"}));
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);

@@ -27,7 +27,9 @@ pub(crate) async fn ask_http2(to: SocketAddr, request: RequestText) -> (u16, Val
     let made = made.body(Full::new(bytes::Bytes::from(body.to_owned()))).expect("a request");
     let stream = TcpStream::connect(to).await.expect("a connection");
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("HTTP/2");
     tokio::spawn(connection);
     let response = sender.send_request(made).await.expect("an answer");
     let status = response.status().as_u16();
