@@ -6,8 +6,8 @@
 //!    whether or not an earlier COMMIT's answer was lost. An amendment must not be sent before its event.
 //! 3. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
 //!    replicas lock them in the same order, so they never deadlock.
-//! 4. No record poisons a batch by its size or its text: see [`rows`]. One that Postgres refuses all the same is told
-//!    apart from a database in trouble: see [`verdict`].
+//! 4. No record poisons a batch by its size or its text: see `rows`. One that Postgres refuses all the same is told
+//!    apart from a database in trouble: see `verdict`.
 //!
 //! One round trip: BEGIN, the statements and COMMIT are sent together. What a later statement must know of an
 //! earlier one (which events were really inserted) stays on the server, in a setting local to the transaction; asking
