@@ -104,9 +104,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let mut rows = vec![RequestRow::new("direct")];
         rows.extend(targets.iter().map(|target| RequestRow::new(target.name)));
         for _ in 0..options.rounds {
-            rows[0].add(measure_requests(upstream.address, None, &request, &options).await?);
+            rows[0].add(measure_requests(upstream.address, None, request, &options).await?);
             for (target, row) in targets.iter().zip(&mut rows[1..]) {
-                row.add(measure_requests(target.address, Some(target), &request, &options).await?);
+                row.add(measure_requests(target.address, Some(target), request, &options).await?);
             }
         }
         println!("\n{title}\n{}", report::requests(&rows));
