@@ -1,1 +1,227 @@
-//! To come.
+//! The command line: parse, load, run, exit code.
+//!
+//! Exit codes: 0 done, 1 failed while running, 2 bad usage or config. What a command is for goes to stdout; logs,
+//! warnings and faults go to stderr.
+
+mod logs;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::{self, Gateway};
+use crate::settings::{Faults, Settings};
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 2;
+
+/// The gateway makes its own threads for requests; these two ship the journal and answer operators.
+const BACKGROUND_THREADS: usize = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    #[command(after_help = "Example:\n  tollgate serve --config /etc/tollgate/tollgate.toml\n\n\
+        Prints one line, `ready` with both addresses, once it accepts connections. SIGTERM drains and stops, a second \
+        one stops at once; SIGHUP reads the config again.")]
+    Serve(ConfigFile),
+    /// Show everything at once on loopback: gateway, chat service, database, traffic
+    #[command(after_help = "Example:\n  tollgate demo --once")]
+    Demo {
+        /// Run the traffic, print what was metered, and end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Bring the database's schema up, or take it away
+    #[command(
+        after_help = "Example:\n  DATABASE_URL=postgres://tollgate:PASSWORD@db/tollgate tollgate migrate"
+    )]
+    Migrate {
+        /// Take the schema away, with all that was recorded
+        #[arg(long)]
+        down: bool,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Say what is wrong with a config, or print what it comes to
+    #[command(after_help = "Example:\n  tollgate check-config --config /etc/tollgate/tollgate.toml\n\n\
+        Ends with 2 when something is wrong. Secrets are masked.")]
+    CheckConfig(ConfigFile),
+    /// Run one aggregation and retention pass
+    #[command(after_help = "Example:\n  tollgate aggregate --config /etc/tollgate/tollgate.toml")]
+    Aggregate(ConfigFile),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The config file (TOML); without one, the built-in default and the environment
+    #[arg(long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Settings, Faults> {
+        Settings::load(self.file.as_deref(), &environment())
+    }
+}
+
+/// Runs the command that `args` (with the program's name) ask for, and says how it went.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come here too, with code 0. A closed pipe is no reason to fail.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIG));
+        }
+    };
+    logs::init();
+    let done = match &cli.command {
+        Command::Serve(config) => serve(config),
+        Command::Demo { once } => demo(*once),
+        Command::Migrate { down, config } => migrate(config, *down),
+        Command::CheckConfig(config) => check_config(config),
+        Command::Aggregate(config) => aggregate(config),
+    };
+    done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
+}
+
+/// The process's environment, as [`Settings::load`] takes it; what is not UTF-8 keeps a mark of that.
+pub fn environment() -> BTreeMap<String, String> {
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+/// Tells what went wrong, once.
+fn failure(error: &anyhow::Error) -> ExitCode {
+    let mut stderr = std::io::stderr().lock();
+    let _ = match faults_of(error) {
+        Some(faults) => {
+            let plural = if faults.0.len() == 1 { "" } else { "s" };
+            writeln!(stderr, "{faults}\ntollgate: {} fault{plural} in the config", faults.0.len())
+        }
+        None => writeln!(stderr, "tollgate: {error:#}"),
+    };
+    ExitCode::from(code(error))
+}
+
+/// [`Faults`], from reading the config or from using it (a port that is taken), are a bad config; all else failed
+/// while running.
+fn code(error: &anyhow::Error) -> u8 {
+    if faults_of(error).is_some() { BAD_CONFIG } else { FAILED }
+}
+
+fn faults_of(error: &anyhow::Error) -> Option<&Faults> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(BACKGROUND_THREADS).thread_name("background").enable_all().build()?)
+}
+
+fn serve(config: &ConfigFile) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    for warning in settings.warnings() {
+        tracing::warn!("{warning}");
+    }
+    runtime()?.block_on(async {
+        let stop = stop_signals()?;
+        let gateway = Box::pin(Gateway::start(settings)).await?;
+        say(&format!("ready listen={} admin={}", gateway.address(), gateway.admin_address()));
+        Box::pin(gateway.run_until(stop.cancelled_owned())).await
+    })
+}
+
+/// One line on stdout, at once, for whoever waits for it.
+fn say(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; a second one ends the process at once. Listens from here on, so that
+/// none is missed while the gateway starts.
+fn stop_signals() -> anyhow::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        let first = either(&mut terminate, &mut interrupt).await;
+        tracing::info!(signal = first, "stopping: no new connections, exchanges in flight may end");
+        stopping.cancel();
+        let second = either(&mut terminate, &mut interrupt).await;
+        tracing::warn!(signal = second, "stopping at once");
+        std::process::exit(i32::from(FAILED));
+    });
+    Ok(stop)
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+fn check_config(config: &ConfigFile) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let mut stderr = std::io::stderr().lock();
+    for warning in settings.warnings() {
+        let _ = writeln!(stderr, "warning: {warning}");
+    }
+    let _ = std::io::stdout().lock().write_all(settings.masked().as_bytes());
+    Ok(())
+}
+
+fn demo(once: bool) -> anyhow::Result<()> {
+    runtime()?.block_on(Box::pin(crate::demo::run(once)))
+}
+
+fn migrate(config: &ConfigFile, down: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    say(&runtime()?.block_on(Box::pin(gateway::migrate(&settings, down)))?);
+    Ok(())
+}
+
+fn aggregate(config: &ConfigFile) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    say(&runtime()?.block_on(Box::pin(gateway::aggregate(&settings)))?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn faults_are_a_bad_config_however_deep_they_lie_and_all_else_a_failure() {
+        let faults = || anyhow::Error::new(Faults(Vec::new()));
+        assert_eq!(code(&faults()), BAD_CONFIG);
+        assert_eq!(
+            code(&Err::<(), _>(faults()).context("starting").context("serving").unwrap_err()),
+            BAD_CONFIG
+        );
+        assert_eq!(code(&anyhow::anyhow!("the disk is gone")), FAILED);
+    }
+}

@@ -1,30 +1,357 @@
-//! The composition root: start, reload, drain, stop.
+//! The composition root: every part is made here, joined to the others here, and stopped here.
+//!
+//! Start: journal (a gateway that can't record does not start) → listeners bound → database reached, or not → quotas
+//! hydrated → accept. Stop: drain → flush the journal to Postgres as far as it answers → close the journal.
+//!
+//! Constraints:
+//! 1. The database being away delays a start by its connect timeout at most, and never prevents it.
+//! 2. Nothing is shipped before the quotas were read from Postgres: what they say and what the journal holds would
+//!    else overlap, and use would be counted twice.
+
+mod database;
+mod health;
+mod jobs;
+mod reload;
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use self::database::Keeper;
+use self::health::Live;
+use crate::admin;
+use crate::meter::Counter;
+use crate::model::event::Record;
+use crate::proxy::{Core, Listener, Policy, PolicyParts, Proxy};
+use crate::quota::{Enforcer, Plans};
+use crate::record::Journal;
 use crate::settings::Settings;
+use crate::store::{self, PrivatePostgres, Store};
+use crate::telemetry::Metrics;
+use crate::tenant::{Directory, TenantSource};
+
+/// How long the last batches may take to reach Postgres at the stop. What is left stays in the journal.
+const LAST_SHIPMENT: Duration = Duration::from_secs(5);
+
+/// How long the last word to the database may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Texts that wait to be counted.
+const COUNT_QUEUE: usize = 1024;
 
 /// A gateway that accepts connections.
-pub struct Gateway;
+#[derive(Debug)]
+pub struct Gateway {
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    drain_timeout: Duration,
+    proxy: Proxy,
+    journal: Arc<Journal>,
+    live: Arc<Live>,
+    /// Ends the background work at the very end.
+    stop: CancellationToken,
+    background: TaskTracker,
+    /// Ends the shipping once everything is in the journal.
+    shipped: CancellationToken,
+    shipping: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    store: Store,
+    private: Option<PrivatePostgres>,
+}
 
 impl Gateway {
     /// Starts every part and binds both listeners; returns once it accepts.
-    pub async fn start(_settings: Settings) -> anyhow::Result<Self> {
-        unimplemented!()
+    ///
+    /// Errors: [`crate::settings::Faults`] where the config names what can't be had (a port that is taken, a data
+    /// directory that can't be written, a policy that can't work); otherwise what failed, in one sentence.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        raise_file_limit();
+        let metrics = Metrics::new();
+        let replica_id = replica_id(&settings.data_dir).map_err(|why| settings.fault("data.dir", why))?;
+        let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone())
+            .map_err(|error| settings.fault("data.dir", error.to_string()))?;
+        let journal = Arc::new(journal);
+        let listener = Listener::bind(settings.server.listen)
+            .map_err(|error| settings.fault("server.listen", bind_fault(settings.server.listen, &error)))?;
+        let admin_listener = TcpListener::bind(settings.admin.listen).await.map_err(|error| {
+            settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error))
+        })?;
+        let admin_address = admin_listener.local_addr()?;
+
+        let (config, private) = database(&settings).await?;
+        let store = Store::new(&config)
+            .map_err(|error| settings.fault("database.url", error.to_string()))?
+            .with_replica_id(&replica_id);
+        let directory = directory(&settings, &store, &metrics)?;
+
+        let enforcer = Enforcer::new(metrics.clone());
+        journal.replay(&mut |record| match record {
+            Record::Usage(event) => enforcer.replay(&event.tenant_id, &event.charges),
+            Record::Amend(amendment) => enforcer.replay(&amendment.tenant_id, &amendment.charges),
+            Record::Audit(_) => {}
+        });
+
+        let core = Arc::new(Core {
+            policy: ArcSwap::from_pointee(policy(&settings, &metrics)?),
+            directory,
+            enforcer: enforcer.clone(),
+            recorder,
+            counter: Counter::start(1, COUNT_QUEUE),
+            metrics: metrics.clone(),
+            server: settings.server.clone(),
+            upstream: settings.upstream.clone(),
+            refusing: AtomicBool::new(false),
+            cutting: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        });
+
+        let stop = CancellationToken::new();
+        let background = TaskTracker::new();
+        let live = Arc::new(Live::new(journal.clone()));
+        let keeper =
+            Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
+        let keeper = keeper.first_look(config.connect_timeout).await;
+        let hydrated = live.hydrated();
+        background.spawn(keeper.run(stop.clone()));
+
+        let shipped = CancellationToken::new();
+        let shipping = {
+            let (journal, store, shipped) = (journal.clone(), Arc::new(store.clone()), shipped.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = hydrated => {}
+                    // Never reached: everything stays in the journal for the next start.
+                    () = shipped.cancelled() => return,
+                }
+                journal.ship(store, shipped, LAST_SHIPMENT).await;
+            })
+        };
+        background.spawn(jobs::aggregate(
+            store.clone(),
+            metrics.clone(),
+            live.clone(),
+            settings.aggregate_interval,
+            stop.clone(),
+        ));
+        background.spawn(jobs::evict(enforcer, stop.clone()));
+
+        let state = admin::State {
+            config: settings.admin.clone(),
+            metrics: metrics.clone(),
+            store: store.clone(),
+            health: live.source(),
+            quota: quota_source(core.clone()),
+            aggregate: jobs::on_request(store.clone(), metrics),
+            audit: audit_sink(core.clone()),
+        };
+        let admin =
+            tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone().cancelled_owned()));
+        background.spawn(reload::watch(settings.clone(), core.clone(), stop.clone()));
+
+        let address = listener.address();
+        let proxy = Proxy::start(listener, core).map_err(anyhow::Error::msg)?;
+        live.serving();
+        let drain_timeout = settings.server.drain_timeout;
+        Ok(Self {
+            address,
+            admin_address,
+            drain_timeout,
+            proxy,
+            journal,
+            live,
+            stop,
+            background,
+            shipped,
+            shipping,
+            admin,
+            store,
+            private,
+        })
     }
 
     /// Where clients connect (the real port, where the config says 0).
     pub fn address(&self) -> SocketAddr {
-        unimplemented!()
+        self.address
     }
 
     /// Where operators connect.
     pub fn admin_address(&self) -> SocketAddr {
-        unimplemented!()
+        self.admin_address
     }
 
     /// Serves until `shutdown` resolves, then drains, flushes and stops.
-    pub async fn run_until(self, _shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        unimplemented!()
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        shutdown.await;
+        tracing::info!(limit = ?self.drain_timeout, "draining");
+        self.live.draining();
+        self.proxy.stop(tokio::time::sleep(self.drain_timeout)).await;
+        // Every settlement is with the recorder now.
+        self.shipped.cancel();
+        self.shipping.await.context("the shipper ended in a panic")?;
+        let journal = self.journal;
+        tokio::task::spawn_blocking(move || journal.close()).await.context("closing the journal panicked")?;
+        self.stop.cancel();
+        self.background.close();
+        self.background.wait().await;
+        self.admin.await.context("the admin listener ended in a panic")?;
+        // For operators' eyes only: a database that is away at the stop is no fault of the stop.
+        let _ = tokio::time::timeout(GOODBYE, self.store.leave()).await;
+        self.store.close();
+        if let Some(private) = self.private {
+            private.stop().await;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Brings the schema up, or takes it away, without starting a gateway; says what was done.
+pub async fn migrate(settings: &Settings, down: bool) -> anyhow::Result<String> {
+    with_store(settings, async |store| {
+        if down {
+            store.migrate_down().await?;
+            return Ok("the schema and all that was recorded in it is gone".to_owned());
+        }
+        let migrated = store.migrate().await?;
+        Ok(match migrated.applied.as_slice() {
+            [] => migrated.from.to_string(),
+            applied => format!("the schema is up to date (applied: {})", applied.join(", ")),
+        })
+    })
+    .await
+}
+
+/// One aggregation and retention pass, without starting a gateway; its report as JSON.
+pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
+    with_store(settings, async |store| {
+        store.migrate().await?;
+        let report = jobs::pass(store, &Metrics::new()).await.map_err(anyhow::Error::msg)?;
+        Ok(serde_json::Value::Object(report).to_string())
+    })
+    .await
+}
+
+async fn with_store<T>(
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (config, private) = database(settings).await?;
+    let store = Store::new(&config).map_err(|error| settings.fault("database.url", error.to_string()))?;
+    let done = work(&store).await;
+    store.close();
+    if let Some(private) = private {
+        private.stop().await;
+    }
+    done
+}
+
+/// Compiles what a reload can change.
+fn policy(settings: &Settings, metrics: &Arc<Metrics>) -> anyhow::Result<Policy> {
+    let plans = Plans::new(
+        settings.plans.clone(),
+        settings.overrides.clone(),
+        settings.default_plan.clone(),
+        metrics.clone(),
+    )
+    .map_err(|why| settings.fault("plans", why))?;
+    let policy = Policy::new(PolicyParts {
+        routes: &settings.routes,
+        formats: &settings.formats,
+        identify: &settings.identify,
+        plans: Arc::new(plans),
+        prices: settings.prices.clone(),
+        meter: settings.meter.clone(),
+    });
+    Ok(policy.map_err(|error| settings.fault(error.key(), error.to_string()))?)
+}
+
+/// The database as configured, or one of our own under the data directory.
+async fn database(settings: &Settings) -> anyhow::Result<(store::Config, Option<PrivatePostgres>)> {
+    match &settings.database {
+        Some(config) => Ok((config.clone(), None)),
+        None => {
+            let private = PrivatePostgres::start(&settings.data_dir).await?;
+            Ok((settings.private_database(private.url()), Some(private)))
+        }
+    }
+}
+
+fn directory(settings: &Settings, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Directory>> {
+    let source: Arc<dyn TenantSource> = match &settings.service_database {
+        Some(config) => Arc::new(
+            Store::new(config).map_err(|error| settings.fault("service_database.url", error.to_string()))?,
+        ),
+        None => Arc::new(store.clone()),
+    };
+    let runtime = tokio::runtime::Handle::current();
+    Ok(Directory::new(settings.directory.clone(), Some(source), runtime, metrics.clone()))
+}
+
+/// How a tenant stands, for the admin API: its plan looked up as the data path does.
+fn quota_source(core: Arc<Core>) -> admin::QuotaSource {
+    Arc::new(move |tenant| {
+        let (core, tenant) = (core.clone(), tenant.clone());
+        Box::pin(async move {
+            let now = jiff::Timestamp::now();
+            let (entitlement, plans) = core.entitlement(&tenant, now).await;
+            admin::QuotaView {
+                plan: entitlement.plan.clone(),
+                standings: core.enforcer.standings(&tenant, &entitlement, now),
+                overridden: plans.overriding(&tenant, now).cloned(),
+            }
+        })
+    })
+}
+
+fn audit_sink(core: Arc<Core>) -> admin::AuditSink {
+    Arc::new(move |event| drop(core.recorder.record([Record::Audit(Box::new(event))].into_iter().collect())))
+}
+
+/// This replica's name: made once, kept with the journal, so that its leases and rows are its own after a restart.
+fn replica_id(dir: &Path) -> Result<String, String> {
+    let file = dir.join("replica-id");
+    let failed = |error: std::io::Error| format!("{} can't be used: {error}", file.display());
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    match std::fs::read_to_string(&file) {
+        Ok(id) if Uuid::parse_str(id.trim()).is_ok() => Ok(id.trim().to_owned()),
+        Ok(_) => Err(format!("{} holds no replica id: remove it to be given a new one", file.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = Uuid::now_v7().to_string();
+            std::fs::write(&file, &id).map_err(failed)?;
+            Ok(id)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn bind_fault(address: SocketAddr, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("{address} is taken by another process: stop it, or choose another port")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("{address} may not be bound: ports below 1024 need a privilege, choose another")
+        }
+        std::io::ErrorKind::AddrNotAvailable => format!("{address} is no address of this machine"),
+        _ => format!("{address} can't be bound: {error}"),
+    }
+}
+
+/// Each client connection and each upstream connection takes a file descriptor; the soft limit is often 1024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
 }

@@ -95,12 +95,14 @@ pub struct Metrics {
     pub reloads: Family<Label, Counter>,
     /// Aggregation runs, by `result`.
     pub aggregations: Family<Label, Counter>,
+    /// Admin calls turned away for their credentials, by `code`.
+    pub admin_refusals: Family<Label, Counter>,
 }
 
 /// Bucket bounds in seconds: 50 µs to 2 minutes, for upstreams that think and a gateway that should not.
 const SECONDS: [f64; 20] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    30.0, 60.0, 120.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
 impl Metrics {
@@ -111,12 +113,22 @@ impl Metrics {
         let seconds = || Histogram::new(SECONDS);
         let metrics = Self {
             connections: add(r, "connections", "Client connections open", Gauge::default()),
-            connections_refused: add(r, "connections_refused", "Client connections over the cap", Counter::default()),
+            connections_refused: add(
+                r,
+                "connections_refused",
+                "Client connections over the cap",
+                Counter::default(),
+            ),
             bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
             passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),
             requests: add(r, "requests", "Metered requests by outcome", Family::default()),
             refusals: add(r, "refusals", "Requests refused for quota, by dimension", Family::default()),
-            shadow_refusals: add(r, "shadow_refusals", "Requests that shadow mode let through", Family::default()),
+            shadow_refusals: add(
+                r,
+                "shadow_refusals",
+                "Requests that shadow mode let through",
+                Family::default(),
+            ),
             replies: add(r, "replies", "Other answers made by the gateway, by code", Family::default()),
             upstream_seconds: add(r, "upstream_seconds", "Upstream time of metered requests", seconds()),
             first_byte_seconds: add(r, "first_byte_seconds", "Upstream time to the answer's head", seconds()),
@@ -126,7 +138,12 @@ impl Metrics {
             tenants: add(r, "tenants", "Tenants with state in memory", Gauge::default()),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
             unmetered: add(r, "unmetered", "Answers not metered whole, by reason", Family::default()),
-            unknown_models: add(r, "unknown_models", "Answers of a model without a price", Counter::default()),
+            unknown_models: add(
+                r,
+                "unknown_models",
+                "Answers of a model without a price",
+                Counter::default(),
+            ),
             unknown_plans: add(r, "unknown_plans", "Look-ups that gave an unknown plan", Counter::default()),
             counts_estimated: add(r, "counts_estimated", "Counts estimated under load", Counter::default()),
             look_ups: add(r, "look_ups", "Tenant and plan look-ups, by answer", Family::default()),
@@ -134,16 +151,27 @@ impl Metrics {
             events_written: add(r, "events_written", "Records written to Postgres", Counter::default()),
             events_lost: add(r, "events_lost", "Records lost", Counter::default()),
             events_dead: add(r, "events_dead", "Records in the dead-letter file", Counter::default()),
-            events_damaged: add(r, "events_damaged", "Damaged journal records kept aside", Counter::default()),
+            events_damaged: add(
+                r,
+                "events_damaged",
+                "Damaged journal records kept aside",
+                Counter::default(),
+            ),
             ship_retries: add(r, "ship_retries", "Batches to be tried again", Counter::default()),
             journal_records: add(r, "journal_records", "Records not yet acknowledged", Gauge::default()),
             journal_bytes: add(r, "journal_bytes", "Bytes of journal segments", Gauge::default()),
-            journal_healthy: add(r, "journal_healthy", "1 while the journal can be written", Gauge::default()),
+            journal_healthy: add(
+                r,
+                "journal_healthy",
+                "1 while the journal can be written",
+                Gauge::default(),
+            ),
             database_up: add(r, "database_up", "1 while Postgres answers", Gauge::default()),
             pool_size: add(r, "pool_size", "Connections of the pool", Gauge::default()),
             pool_idle: add(r, "pool_idle", "Idle connections of the pool", Gauge::default()),
             reloads: add(r, "reloads", "Config reloads, by result", Family::default()),
             aggregations: add(r, "aggregations", "Aggregation runs, by result", Family::default()),
+            admin_refusals: add(r, "admin_refusals", "Admin calls turned away, by code", Family::default()),
             registry,
         };
         Arc::new(metrics)

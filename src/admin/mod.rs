@@ -1,16 +1,30 @@
 //! The operators' API and pages, on a listener of their own.
+//!
+//! The gateway makes a [`State`], a [`router()`] of it, and lets [`serve()`] run until it stops. What this part needs of
+//! others comes as closures in the state: it never sees the enforcer, the directory, the journal or the jobs.
+//!
+//! A call goes through `router` (its id, the door, the form of the answer), is read by `params`, answered by one
+//! of the handlers, and fails as a `problem`. Under `/api/admin/` nothing is reached without credentials.
 
-use std::net::SocketAddr;
+mod aggregate;
+mod answer;
+mod audit;
+mod auth;
+mod context;
+mod cursor;
+mod health;
+mod pages;
+mod params;
+mod problem;
+mod quotas;
+mod router;
+mod serve;
+mod state;
+mod throttle;
+mod usage;
 
-/// The admin listener.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Config {
-    /// Where operators and Prometheus connect.
-    pub listen: SocketAddr,
-    /// `ADMIN_TOKEN`: may read and change.
-    pub operator_token: Option<String>,
-    /// `ADMIN_VIEWER_TOKEN`: may read.
-    pub viewer_token: Option<String>,
-    /// `CRON_SECRET`: may start an aggregation.
-    pub cron_secret: Option<String>,
-}
+pub use router::router;
+pub use serve::serve;
+pub use state::{
+    Aggregation, AuditSink, Config, Health, HealthSource, Part, QuotaSource, QuotaView, State, Status,
+};

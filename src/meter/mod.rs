@@ -1,17 +1,52 @@
 //! Bytes in, token usage out. No I/O, no async.
 //!
-//! The meter looks at an answer's bytes in passing: it never holds a frame back, never changes one, and its memory
-//! has a bound that does not depend on the body.
+//! 1. The meter looks at an answer's bytes in passing: it never holds a frame back, never changes one.
+//! 2. Its memory has a bound that does not depend on the body: see [`Config`].
+//! 3. Any split of a body into chunks gives the same [`Reading`] as the whole.
+//! 4. A document (a whole answer, an event, a line) counts as a whole or not at all.
+//!
+//! The way of a chunk: the body's coding is undone on the side (`decoding`), the form of the answer cuts it into
+//! documents (`answer`, `events`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
+//! and what is found is committed when the document ends (`capture`). At the end the provider's own counts become
+//! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`).
+//!
+//! Where nothing is reported there is text to count (`counting`): by threads of their own, never by the reactor's.
+
+mod answer;
+mod builtin;
+mod capture;
+mod counting;
+mod decoding;
+mod events;
+mod format;
+mod inspect;
+mod pointer;
+mod skim;
+mod text;
+mod unescape;
+mod usage;
+mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
+pub use decoding::{DecodeError, decode_request};
+pub use format::{Format, FormatConfig, FormatError, Formats, RequestConfig};
+pub use inspect::{Inspected, NotJson};
+pub use pointer::PointerError;
+pub use text::Text;
+pub use usage::Merge;
+
 use crate::model::tokens::TokenUsage;
+use answer::{Answer, Trouble};
+use decoding::Body;
 
 /// Bounds of what a meter may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// One event-stream event, or one JSON answer, beyond which metering gives up (the answer passes all the same).
+    /// One event of an event stream, or one line of NDJSON, beyond which it is skipped for metering (it passes all
+    /// the same). A whole JSON answer has no such bound: it is never held.
     pub max_event_bytes: usize,
     /// Text kept for counting; the rest is extrapolated.
     pub max_text_bytes: usize,
@@ -19,110 +54,114 @@ pub struct Config {
     pub count_wait: Duration,
 }
 
-/// The rules by which one service's answers are read: data, built in or from the config.
-#[derive(Debug)]
-pub struct Format {
-    /// `auto`, `chat-service`, `openai-chat`, …
-    pub name: String,
-}
-
-/// All formats by name.
-#[derive(Clone, Debug, Default)]
-pub struct Formats;
-
-impl Formats {
-    /// The built-in formats.
-    pub fn builtin() -> Self {
-        unimplemented!()
-    }
-
-    /// The format of that name.
-    pub fn format(&self, _name: &str) -> Option<Arc<Format>> {
-        unimplemented!()
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_event_bytes: 1 << 20, max_text_bytes: 256 << 10, count_wait: Duration::from_millis(5) }
     }
 }
-
-/// What a metered request's body says, read once.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Inspected {
-    /// The values found at the pointers asked for, in their order. Strings as they are, numbers as written; else `None`.
-    pub values: Vec<Option<String>>,
-    /// Messages in the request, at least 1.
-    pub messages: u64,
-    /// Texts to embed (`texts`, or OpenAI's `input`), else 0.
-    pub embeddings: u64,
-    /// The model asked for.
-    pub model: Option<String>,
-    /// The text of its messages, for counting, bounded by `max_text_bytes`.
-    pub text: Text,
-    /// `/sessionId`, when the format has one.
-    pub session: Option<String>,
-}
-
-/// Text kept for counting: what was kept, and how many bytes there were in all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Text {
-    /// The kept part.
-    pub kept: String,
-    /// Bytes of text seen, kept or not.
-    pub seen_bytes: u64,
-}
-
-/// The body is not JSON that the service's parser and ours must read alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the body is not valid JSON")]
-pub struct NotJson;
 
 /// Reads a request's body by the rules of `format`, and the values at `pointers` (RFC 6901).
-pub fn inspect(_format: &Format, _config: &Config, _body: &[u8], _pointers: &[&str]) -> Result<Inspected, NotJson> {
-    unimplemented!()
+///
+/// # Errors
+/// The body is no JSON, or JSON that the service's parser and ours could read differently.
+pub fn inspect(
+    format: &Format,
+    config: &Config,
+    body: &[u8],
+    pointers: &[&str],
+) -> Result<Inspected, NotJson> {
+    inspect::inspect(format, config.max_text_bytes, body, pointers)
 }
 
 /// Reads one answer in passing.
-#[derive(Debug)]
-pub struct Meter;
+pub struct Meter {
+    body: Body,
+    error_status: bool,
+}
 
 /// What the meter made of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
     /// Tokens as the answer reports them.
     pub usage: TokenUsage,
+    /// Tokens as the provider bills them, where it says that it bills other units than it counts (Cohere).
+    pub billed: Option<TokenUsage>,
     /// The model that it names.
     pub model: Option<String>,
     /// Its text, for counting; empty where usage was reported.
     pub text: Text,
     /// Chat messages answered, where the answer tells.
     pub messages: Option<u64>,
-    /// Why the count is not known or not whole: `bomb`, `oversized_event`, `bad_usage`, `corrupt_encoding`, …
+    /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
+    /// `bad_usage`, `malformed`; the gravest, where there are several.
     pub flag: Option<&'static str>,
-    /// An error event stood in a stream under a 200.
+    /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
 }
 
 impl Meter {
     /// A meter for an answer with these headers.
     pub fn new(
-        _format: &Arc<Format>,
-        _config: &Config,
-        _status: u16,
-        _content_type: Option<&[u8]>,
-        _content_encoding: Option<&[u8]>,
+        format: &Arc<Format>,
+        config: &Config,
+        status: u16,
+        content_type: Option<&[u8]>,
+        content_encoding: Option<&[u8]>,
     ) -> Self {
-        unimplemented!()
+        let answer = Answer::new(format, config.max_event_bytes, config.max_text_bytes, status, content_type);
+        Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
     }
 
-    /// Whether the answer is an event stream or NDJSON.
+    /// Whether the answer is an event stream, NDJSON or an AI SDK data stream. An answer whose headers don't tell is
+    /// none until its first bytes have shown it.
     pub fn is_stream(&self) -> bool {
-        unimplemented!()
+        self.body.answer().is_some_and(Answer::is_stream)
+    }
+
+    /// Whether what was seen so far reports all tokens, so that nothing needs counting.
+    pub fn reported(&self) -> bool {
+        !self.error_status && self.body.answer().is_some_and(Answer::reported)
     }
 
     /// Looks at the next bytes of the body.
-    pub fn observe(&mut self, _chunk: &[u8]) {
-        unimplemented!()
+    #[inline]
+    pub fn observe(&mut self, chunk: &[u8]) {
+        self.body.observe(chunk);
     }
 
     /// What was learnt; the body ended, or broke off.
     pub fn finish(self) -> Reading {
-        unimplemented!()
+        let (answer, encoding_trouble) = self.body.finish();
+        let Some(answer) = answer else { return Reading::default() };
+        let (learnt, trouble, streamed) = answer.finish();
+        if let Some(trouble) = encoding_trouble {
+            // Of a body that could not be read to its end the last count may be missing: none is better.
+            return Reading { flag: Some(trouble.as_str()), ..Reading::default() };
+        }
+        if self.error_status {
+            return Reading { error_event: learnt.any_error, ..Reading::default() };
+        }
+        let trouble = trouble.or(learnt.resolved.bad.then_some(Trouble::BadUsage));
+        Reading {
+            usage: learnt.resolved.usage,
+            billed: learnt.resolved.billed,
+            model: learnt.model,
+            text: learnt.text,
+            messages: learnt.messages,
+            flag: trouble.map(Trouble::as_str),
+            error_event: streamed && learnt.failed,
+        }
     }
 }
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meter")
+            .field("stream", &self.is_stream())
+            .field("reported", &self.reported())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

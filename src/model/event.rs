@@ -29,8 +29,13 @@ pub enum EventType {
 
 impl EventType {
     /// Every kind.
-    pub const ALL: [EventType; 5] =
-        [EventType::ApiCall, EventType::ChatMessage, EventType::Embedding, EventType::Search, EventType::KbIngest];
+    pub const ALL: [EventType; 5] = [
+        EventType::ApiCall,
+        EventType::ChatMessage,
+        EventType::Embedding,
+        EventType::Search,
+        EventType::KbIngest,
+    ];
 
     /// As config and database spell it.
     pub fn as_str(self) -> &'static str {

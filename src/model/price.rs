@@ -26,7 +26,12 @@ impl Price {
     /// A price from USD per million tokens, where only some classes are named.
     ///
     /// Returns `None` for a price that is negative, not finite, or above 10⁹ $/M.
-    pub fn per_million(input: f64, cached_input: Option<f64>, cache_write: Option<f64>, output: f64) -> Option<Self> {
+    pub fn per_million(
+        input: f64,
+        cached_input: Option<f64>,
+        cache_write: Option<f64>,
+        output: f64,
+    ) -> Option<Self> {
         let pico = |usd: f64| {
             let pico = (usd * 1e6).round();
             (usd.is_finite() && (0.0..=1e15).contains(&pico)).then_some(pico as u64)
@@ -87,7 +92,8 @@ impl PriceTable {
     /// the name (`openai/gpt-4o`) is dropped when the whole is not known.
     pub fn price(&self, model: Option<&str>) -> (&Price, bool) {
         let Some(model) = model else { return (&self.default, false) };
-        let own = self.family(model).or_else(|| model.rsplit_once('/').and_then(|(_, name)| self.family(name)));
+        let own =
+            self.family(model).or_else(|| model.rsplit_once('/').and_then(|(_, name)| self.family(name)));
         own.map_or((&self.default, false), |price| (price, true))
     }
 
@@ -134,7 +140,12 @@ mod tests {
     #[test]
     fn cached_tokens_are_a_part_of_the_input_and_billed_once() {
         let price = Price::per_million(2.5, Some(1.25), None, 10.0).unwrap();
-        let usage = TokenUsage { input: Some(2006), cached_input: Some(1920), output: Some(300), ..TokenUsage::default() };
+        let usage = TokenUsage {
+            input: Some(2006),
+            cached_input: Some(1920),
+            output: Some(300),
+            ..TokenUsage::default()
+        };
         assert_eq!(price.cost_nanousd(&usage), 86 * 2500 + 1920 * 1250 + 300 * 10_000);
     }
 

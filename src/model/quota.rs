@@ -70,7 +70,9 @@ impl fmt::Debug for Dimension {
 
 /// The text names no dimension.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no quota dimension: write UNIT_per_WINDOW, with a unit of tokens, api_calls, chat_messages, embeddings and a window of minute, hour, day, month")]
+#[error(
+    "{0:?} is no quota dimension: write UNIT_per_WINDOW, with a unit of tokens, api_calls, chat_messages, embeddings and a window of minute, hour, day, month"
+)]
 pub struct UnknownDimension(pub String);
 
 impl FromStr for Dimension {

@@ -149,7 +149,14 @@ mod tests {
 
     #[test]
     fn every_instant_lies_in_its_window_and_windows_tile_the_line() {
-        let places = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe", "Asia/Beirut"];
+        let places = [
+            "UTC",
+            "Europe/Berlin",
+            "America/New_York",
+            "Asia/Kolkata",
+            "Australia/Lord_Howe",
+            "Asia/Beirut",
+        ];
         for place in places {
             let zone = zone(place);
             for window in [Window::Minute, Window::Hour, Window::Day, Window::Month] {

@@ -1,112 +1,44 @@
 //! Recording: recorder → journal → shipper → sink.
+//!
+//! The promise: once a [`Receipt`] says [`Durability::Journaled`], the records survive the death of the process (and
+//! of the machine, with `fsync_interval` zero; otherwise at most that interval is lost to a power cut), and reach the
+//! sink at least once. Each event has an id made once, by which the sink makes it exactly once.
+//!
+//! Constraints:
+//! 1. A recorder never blocks and never fails; what is lost is counted in `events_lost`.
+//! 2. Every receipt resolves: `Held` when the records are in memory only, `Lost` when they are nowhere.
+//! 3. Memory is bounded: a queue before the writer, a tail behind it, a few batches in flight. With the sink away
+//!    nothing grows but the disk, and that is bounded by `max_bytes`.
+//! 4. One process has the journal at a time, by a lock that dies with it.
+//! 5. Nothing that lies on the disk is trusted: frames carry a checksum; what does not match is skipped and kept aside.
+//! 6. A file is never changed behind what was acknowledged to somebody: segments are appended to, sealed and deleted whole.
+//!
+//! The write path: [`Recorder::record`] → queue → writer thread: encode, one write per group → tail → receipts.
+//!
+//! The read path: [`Journal::ship`] → tail, or segments when it is behind → batches → [`EventSink::write`] →
+//! acknowledged position → whole segments deleted.
+//!
+//! On the disk, in `dir`: `lock`, `position`, `NNNNNNNNNNNNNNNN.seg`, `damaged.jsonl`, `dead-letter.jsonl`.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+mod alarm;
+mod aside;
+pub mod codec;
+mod config;
+pub mod disk;
+mod inspect;
+mod journal;
+mod log;
+mod outlet;
+mod position;
+mod recorder;
+mod segment;
+mod shipper;
+mod sink;
+mod syncer;
+mod writer;
 
-use futures_util::future::BoxFuture;
-use smallvec::SmallVec;
-use tokio_util::sync::CancellationToken;
-
-use crate::model::event::Record;
-use crate::telemetry::Metrics;
-
-/// Where the journal is, and its bounds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The journal's directory.
-    pub dir: PathBuf,
-    /// All segments together.
-    pub max_bytes: u64,
-    /// One segment.
-    pub segment_bytes: u64,
-    /// How often the journal is synced to the disk; zero is on every commit.
-    pub fsync_interval: Duration,
-    /// Records in one batch to the sink.
-    pub batch_records: usize,
-    /// How long the shipper gathers a batch.
-    pub batch_linger: Duration,
-}
-
-/// Why a batch was not written.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SinkError {
-    /// Try the same batch again later: the database is away, full, busy, read only, …
-    #[error("{0}")]
-    Transient(String),
-    /// Some record of the batch can never be written.
-    #[error("{0}")]
-    Poison(String),
-}
-
-/// Where records go in the end.
-pub trait EventSink: Send + Sync + 'static {
-    /// Writes a batch in one transaction, once for each `event_id`; `Ok` after COMMIT.
-    fn write<'a>(&'a self, batch: &'a [Record]) -> BoxFuture<'a, Result<(), SinkError>>;
-}
-
-/// The records of one exchange.
-pub type Records = SmallVec<[Record; 4]>;
-
-/// Takes records for the journal.
-#[derive(Clone, Debug)]
-pub struct Recorder;
-
-/// Whether records reached the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// They are in the journal.
-    Journaled,
-    /// They are not: journal and memory are full, or closed. Counted.
-    Lost,
-}
-
-/// Resolves when the records are in the journal (or lost). May be dropped.
-#[derive(Debug)]
-pub struct Receipt;
-
-impl Future for Receipt {
-    type Output = Durability;
-
-    fn poll(self: std::pin::Pin<&mut Self>, _cx: &mut std::task::Context<'_>) -> std::task::Poll<Durability> {
-        unimplemented!()
-    }
-}
-
-impl Recorder {
-    /// Hands records over. Never blocks.
-    pub fn record(&self, _records: Records) -> Receipt {
-        unimplemented!()
-    }
-}
-
-/// The journal could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct OpenError(pub String);
-
-/// The journal and what belongs to it.
-#[derive(Debug)]
-pub struct Journal;
-
-impl Journal {
-    /// Opens (or makes) the journal and starts its writer.
-    pub fn open(_config: Config, _metrics: Arc<Metrics>) -> Result<(Recorder, Journal), OpenError> {
-        unimplemented!()
-    }
-
-    /// Calls `each` with every record that a former run left unacknowledged.
-    pub fn replay(&self, _each: &mut dyn FnMut(&Record)) {
-        unimplemented!()
-    }
-
-    /// Ships until `stop`, then what is left until `deadline` after it; returns when nothing is left or time is up.
-    pub async fn ship(&self, _sink: Arc<dyn EventSink>, _stop: CancellationToken, _deadline: Duration) {
-        unimplemented!()
-    }
-
-    /// Writes and syncs what was handed over, and stops the writer.
-    pub fn close(&self) {
-        unimplemented!()
-    }
-}
+pub use config::{Config, OpenError};
+pub use inspect::{Content, Inspected, inspect};
+pub use journal::{Journal, JournalState, Opened};
+pub use recorder::{Durability, Receipt, Recorder, Records};
+pub use sink::{EventSink, SinkError};

@@ -1,43 +1,33 @@
 //! The only SQL.
+//!
+//! 1. Nothing above this module sees a connection, a statement or a row; the parts below it (`record`, `quota`,
+//!    `tenant`) say what they need as traits, and [`Store`] provides it.
+//! 2. No statement waits without a bound: for a connection `connect_timeout`, for an answer `statement_timeout`, by
+//!    the server's clock and, should the server hang, by ours.
+//! 3. No error tells a password. The URL is taken apart once, in `address`, and is never printed.
+//! 4. An event and what it adds to the live counters are one transaction: see [`events`].
+//!
+//! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
+//! misses the cache, the admin API at its leisure. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! the schema; [`private`] runs a server of our own where none is configured.
 
-use std::time::Duration;
+mod address;
+mod instant;
+mod pool;
+mod tls;
 
-/// The database that Tollgate writes to.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Config {
-    /// `postgres://…`, `sslmode` included.
-    pub url: String,
-    /// Connections at most.
-    pub pool_size: usize,
-    /// How long a connection may take.
-    pub connect_timeout: Duration,
-    /// How long a statement of the gateway's own may take.
-    pub statement_timeout: Duration,
-}
+pub mod audit;
+pub mod events;
+pub mod jobs;
+pub mod leases;
+pub mod migrate;
+pub mod private;
+pub mod replicas;
+pub mod report;
+pub mod tenants;
+pub mod usage;
 
-/// What went wrong with the database, as told to operators; never with a password.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// It can't be reached, or no connection was free in time.
-    #[error("{0}")]
-    Unavailable(String),
-    /// It was reached, and said no.
-    #[error(transparent)]
-    Query(#[from] tokio_postgres::Error),
-}
-
-/// The database. Cheap to clone; connects when it is used, so making one never fails for the database's sake.
-#[derive(Clone, Debug)]
-pub struct Store;
-
-impl Store {
-    /// A pool for `config`; an error only when the URL itself is wrong.
-    pub fn new(_config: &Config) -> Result<Self, StoreError> {
-        unimplemented!()
-    }
-
-    /// A connection, waited for within the config's bounds.
-    pub async fn client(&self) -> Result<deadpool_postgres::Client, StoreError> {
-        unimplemented!()
-    }
-}
+pub use jobs::{AggregateReport, CleanUpReport};
+pub use migrate::{Migrated, SCHEMA_VERSION, SchemaState};
+pub use pool::{Config, PoolCounts, Store, StoreError};
+pub use private::{PrivateError, PrivatePostgres};

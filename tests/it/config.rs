@@ -1,1 +1,548 @@
-//! To come.
+//! The config, from outside: what a file and an environment come to, and what is said when they are wrong.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use tollgate::model::event::EventType;
+use tollgate::model::quota::{Dimension, Limits};
+use tollgate::model::tenant::TenantId;
+use tollgate::proxy::{Enforce, JwtKey, PathMatch, SourceConfig};
+use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
+
+type Environment = BTreeMap<String, String>;
+
+fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
+    variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn case(name: &str) -> PathBuf {
+    Path::new("tests/cases/config").join(name)
+}
+
+/// A config file that is gone with the test.
+struct File(tempfile::NamedTempFile);
+
+impl File {
+    fn with(text: &str) -> Self {
+        let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Self(file)
+    }
+
+    fn load(&self, environment: &Environment) -> Result<Settings, Faults> {
+        Settings::load(Some(self.0.path()), environment)
+    }
+
+    /// The faults as `(line, key, reason)`.
+    fn faults(&self) -> Vec<(String, String, String)> {
+        let path = self.0.path().display().to_string();
+        let faults = self.load(&Environment::new()).unwrap_err();
+        let line = |origin: String| origin.strip_prefix(&path).unwrap().trim_start_matches(':').to_owned();
+        faults.0.into_iter().map(|Fault { origin, key, reason }| (line(origin), key, reason)).collect()
+    }
+}
+
+fn load(text: &str) -> Settings {
+    File::with(text).load(&Environment::new()).unwrap()
+}
+
+fn load_with<const N: usize>(variables: [(&str, &str); N]) -> Settings {
+    Settings::load(None, &environment(variables)).unwrap()
+}
+
+fn limit(limits: &Limits, dimension: &str) -> Option<u64> {
+    limits.limit(dimension.parse::<Dimension>().unwrap())
+}
+
+/// The one fault of a config with `variables` and no file.
+fn fault_of<const N: usize>(variables: [(&str, &str); N]) -> Fault {
+    let faults = Settings::load(None, &environment(variables)).unwrap_err();
+    assert_eq!(faults.0.len(), 1, "{faults}");
+    faults.0.into_iter().next().unwrap()
+}
+
+#[test]
+fn the_built_in_default_is_the_service_as_it_stands() {
+    let settings = Settings::load(None, &Environment::new()).unwrap();
+    assert_eq!(settings.server.listen, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(settings.admin.listen, "127.0.0.1:9090".parse().unwrap());
+    assert_eq!(settings.upstream.url, "http://127.0.0.1:3000");
+    assert!(settings.database.is_none() && settings.service_database.is_none());
+    assert_eq!(settings.on_outage, OnOutage::Open);
+    assert_eq!(settings.default_plan.as_str(), "trial");
+    assert!(!settings.identify.pass_unidentified);
+    let kinds: Vec<_> = settings.identify.sources.iter().map(std::mem::discriminant).collect();
+    let session = SourceConfig::Session { json: String::new(), query: "".into() };
+    assert_eq!(kinds.len(), 2);
+    assert_eq!(kinds[1], std::mem::discriminant(&session));
+    let figures = |plan: &str| {
+        let limits = &settings.plans[&plan.into()].limits;
+        ["tokens_per_day", "api_calls_per_minute", "chat_messages_per_day", "embeddings_per_day"]
+            .map(|dimension| limit(limits, dimension))
+    };
+    assert_eq!(figures("trial"), [Some(10_000), Some(30), Some(100), Some(50)]);
+    assert_eq!(figures("starter"), [Some(100_000), Some(60), Some(1_000), Some(500)]);
+    assert_eq!(figures("pro"), [Some(500_000), Some(120), Some(5_000), Some(2_000)]);
+    assert_eq!(figures("enterprise"), [None; 4]);
+    let [route] = &settings.routes[..] else { panic!("one route") };
+    assert_eq!(
+        (route.path.as_str(), route.methods.as_slice()),
+        ("/api/widget/chat", &[http::Method::POST][..])
+    );
+    assert_eq!(
+        (route.event, route.path_match, route.enforce),
+        (EventType::ChatMessage, PathMatch::Loose, Enforce::Hard)
+    );
+    assert_eq!((route.reserve_tokens, route.max_body_bytes), (150, 1 << 20));
+    let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"));
+    assert!(known);
+    assert_eq!((mini.input, mini.cached_input, mini.output), (150_000, 75_000, 600_000));
+    assert_eq!(settings.prices.default_price().input, 150_000);
+}
+
+#[test]
+fn the_example_has_no_fault_and_adds_to_the_defaults() {
+    let settings = Settings::load(Some(Path::new("config/example.toml")), &Environment::new()).unwrap();
+    let trial = &settings.plans[&"trial".into()].limits;
+    assert_eq!(
+        (limit(trial, "chat_messages_per_day"), limit(trial, "tokens_per_day")),
+        (Some(60), Some(10_000))
+    );
+    assert_eq!(settings.plans[&"agency".into()].zone, "Europe/Berlin");
+    assert_eq!(limit(&settings.plans[&"agency".into()].limits, "tokens_per_month"), Some(5_000_000));
+    assert_eq!(settings.routes.len(), 3);
+    let pilot = &settings.overrides[&TenantId::parse("tn_ab12cd").unwrap()];
+    assert_eq!(pilot.plan, Some("pro".into()));
+    assert_eq!(pilot.expires, Some("2027-01-31T00:00:00Z".parse().unwrap()));
+}
+
+#[test]
+fn fault_86_every_fault_is_reported_at_once_with_its_place_and_what_to_do() {
+    let environment = environment([
+        ("EMPTY_SECRET", ""),
+        ("ADMIN_TOKEN", ""),
+        ("CRON_SECRET", "tail "),
+        ("TOLLGATE__UPSTREAM__POOL_IDLE", "many"),
+        ("TOLLGATE__SERVER__COLOUR", "red"),
+        ("TOLLGATE__TENANT__SOURCES__0__HEADER", "x"),
+        ("TOLLGATE__PLANS", "[unclosed"),
+    ]);
+    let faults = Settings::load(Some(&case("broken.toml")), &environment).unwrap_err();
+    let seen = format!("{faults}\n");
+    let expected = std::fs::read_to_string(case("broken.txt")).unwrap_or_default();
+    assert!(seen == expected, "expected\n{expected}\nseen\n{seen}");
+}
+
+#[test]
+fn no_fault_repeats_a_password() {
+    let faults = Settings::load(Some(&case("broken.toml")), &Environment::new()).unwrap_err();
+    assert!(!faults.to_string().contains("hunter2"));
+    let file = File::with("[database]\nurl = \"postgres://u:hunter2@db/x\nx = 1\n");
+    assert!(!file.load(&Environment::new()).unwrap_err().to_string().contains("hunter2"));
+}
+
+#[test]
+fn syntax_errors_are_all_told_with_their_lines() {
+    let faults =
+        File::with("[server]\nlisten = \nworkers = 1\n\n[upstream\nurl = \"http://127.0.0.1:1\"\n").faults();
+    let lines: Vec<&str> = faults.iter().map(|(line, ..)| line.as_str()).collect();
+    assert_eq!(lines, ["2", "5"], "{faults:?}");
+    assert!(faults.iter().all(|(_, _, reason)| reason.starts_with("is no valid TOML: ")), "{faults:?}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_text_is_a_fault() {
+    let missing = Settings::load(Some(Path::new("no/such.toml")), &Environment::new()).unwrap_err();
+    assert!(missing.to_string().starts_with("no/such.toml: can't be read: "), "{missing}");
+    let binary = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(binary.path(), b"[server]\nlisten = \"\xff\"\n").unwrap();
+    let faults = Settings::load(Some(binary.path()), &Environment::new()).unwrap_err();
+    assert!(faults.0[0].origin.ends_with(":2"), "{faults}");
+    let directory = Settings::load(Some(Path::new("src")), &Environment::new()).unwrap_err();
+    assert!(directory.to_string().starts_with("src: can't be read: "), "{directory}");
+}
+
+#[test]
+fn a_key_that_is_set_twice_is_a_fault() {
+    let faults = File::with("[server]\nworkers = 1\nworkers = 2\n").faults();
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].0, "3");
+}
+
+#[test]
+fn names_keep_their_case_their_dots_and_their_dashes() {
+    let settings = load(
+        "[overrides.\"Tn.Ab-1:x@Y\"]\ntokens_per_day = 1\n[prices.\"Org/My.Model-2:free\"]\ninput = 1\noutput = 2\n\
+         [plans.\"Größe L\"]\ntokens_per_day = 3\n",
+    );
+    assert_eq!(settings.overrides.keys().map(TenantId::as_str).collect::<Vec<_>>(), ["Tn.Ab-1:x@Y"]);
+    assert!(settings.prices.price(Some("Org/My.Model-2:free")).1);
+    assert_eq!(limit(&settings.plans[&"Größe L".into()].limits, "tokens_per_day"), Some(3));
+    assert!(settings.masked().contains("[overrides.\"Tn.Ab-1:x@Y\"]"), "{}", settings.masked());
+}
+
+#[test]
+fn the_environment_goes_over_the_file_and_the_file_over_the_default() {
+    let file =
+        File::with("[server]\nlisten = \"127.0.0.1:1\"\nworkers = 3\n[plans.Pro-Max]\ntokens_per_day = 5\n");
+    let settings = file
+        .load(&environment([
+            ("TOLLGATE__SERVER__LISTEN", "127.0.0.1:2"),
+            ("TOLLGATE__SERVER__TRUSTED_PROXIES", "10.0.0.0/8, 192.168.0.1"),
+            ("TOLLGATE__SERVER__MAX_CONNECTIONS", "77"),
+            ("TOLLGATE__SERVER__DRAIN_TIMEOUT", "1m30s"),
+            ("TOLLGATE__PLANS__TRIAL__TOKENS_PER_DAY", "unlimited"),
+            ("TOLLGATE__PLANS__PRO_MAX__TOKENS_PER_DAY", "6"),
+            ("TOLLGATE__PRICES__GPT_4O_MINI__INPUT", "0.5"),
+            ("TOLLGATE__OVERRIDES__TN_NEW__PLAN", "pro"),
+            ("TOLLGATE__OVERRIDES__tn_Own__TOKENS_PER_DAY", "9"),
+            ("TOLLGATE__TENANT__SOURCES", "[{ header = \"x-tenant-id\" }, { json = \"/tenantId\" }]"),
+            ("TOLLGATE__DATABASE", "{ pool_size = 3 }"),
+        ]))
+        .unwrap();
+    assert_eq!(settings.server.listen, "127.0.0.1:2".parse().unwrap());
+    assert_eq!(settings.server.workers, 3);
+    assert_eq!(settings.server.max_connections, 77);
+    assert_eq!(settings.server.drain_timeout, Duration::from_secs(90));
+    let proxies: Vec<String> = settings.server.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(proxies, ["10.0.0.0/8", "192.168.0.1/32"]);
+    assert_eq!(limit(&settings.plans[&"trial".into()].limits, "tokens_per_day"), None);
+    assert_eq!(limit(&settings.plans[&"Pro-Max".into()].limits, "tokens_per_day"), Some(6));
+    assert_eq!(settings.prices.price(Some("gpt-4o-mini")).0.input, 500_000);
+    let overridden: Vec<&str> = settings.overrides.keys().map(TenantId::as_str).collect();
+    assert_eq!(overridden, ["tn_Own", "tn_new"]);
+    assert_eq!(
+        settings.identify.sources,
+        [SourceConfig::Header("x-tenant-id".into()), SourceConfig::Json("/tenantId".into())]
+    );
+    assert_eq!((settings.pool_size, settings.on_outage), (3, OnOutage::Open));
+}
+
+#[test]
+fn routes_in_a_file_replace_the_list() {
+    let settings = load("[[routes]]\npath = \"/v1/chat/completions\"\nformat = \"openai-chat\"\n");
+    let [route] = &settings.routes[..] else { panic!("one route") };
+    assert_eq!(route.path, "/v1/chat/completions");
+    assert!(route.methods.is_empty());
+    assert_eq!((route.event, route.enforce, route.reserve_tokens), (EventType::ApiCall, Enforce::Hard, 150));
+}
+
+#[test]
+fn formats_of_the_config_stand_beside_the_built_in_ones_and_routes_name_one() {
+    let mine = "[formats.mine]\ntotal = [\"/n\"]\nrequest = { session = [\"/s\"] }\n";
+    let route = |name: &str| format!("{mine}[[routes]]\npath = \"/x\"\nformat = \"{name}\"\n");
+    for name in ["mine", "auto", "openai-chat"] {
+        let settings = load(&route(name));
+        assert!(settings.formats.format(&settings.routes[0].format).is_some(), "{name}");
+    }
+    let faults = File::with(&route("openai-chta")).faults();
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].2.contains("did you mean \"openai-chat\"?"), "{faults:?}");
+    let faults = File::with("[formats.mine]\ninput = [\"usage\"]\n").faults();
+    assert_eq!(faults[0].1, "formats.mine");
+    assert!(faults[0].2.starts_with("input: "), "{faults:?}");
+}
+
+#[test]
+fn a_file_can_take_the_plan_query_away() {
+    assert!(Settings::load(None, &Environment::new()).unwrap().identify.plan_query.is_some());
+    assert_eq!(load("[tenant]\nplan_query = \"\"\n").identify.plan_query, None);
+}
+
+#[test]
+fn database_url_holds_where_nothing_else_gives_one() {
+    let url = |settings: &Settings| settings.database.as_ref().map(|database| database.url.clone());
+    let given = environment([("DATABASE_URL", "postgres://u:p@env/db")]);
+    assert_eq!(url(&Settings::load(None, &given).unwrap()).as_deref(), Some("postgres://u:p@env/db"));
+    let file = File::with("[database]\nurl = \"postgres://u:p@file/db\"\n");
+    assert_eq!(url(&file.load(&given).unwrap()).as_deref(), Some("postgres://u:p@file/db"));
+    assert_eq!(fault_of([("DATABASE_URL", "")]).origin, "DATABASE_URL");
+}
+
+#[test]
+fn fault_95_an_empty_secret_refuses_to_start() {
+    for variable in ["ADMIN_TOKEN", "ADMIN_VIEWER_TOKEN", "CRON_SECRET", "JWT_SECRET"] {
+        let fault = fault_of([(variable, "")]);
+        assert_eq!(fault.origin, variable);
+        assert_eq!(fault.reason, "is set, but empty: give it a value, or unset it");
+        assert_eq!(fault_of([(variable, " x")]).origin, variable);
+        assert_eq!(fault_of([(variable, "x\n")]).origin, variable);
+    }
+}
+
+#[test]
+fn secrets_of_the_environment_reach_their_part() {
+    let settings = load_with([
+        ("ADMIN_TOKEN", "operator"),
+        ("ADMIN_VIEWER_TOKEN", "viewer"),
+        ("CRON_SECRET", "cron"),
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+    ]);
+    assert_eq!(settings.admin.operator_token.as_deref(), Some("operator"));
+    assert_eq!(settings.admin.viewer_token.as_deref(), Some("viewer"));
+    assert_eq!(settings.admin.cron_secret.as_deref(), Some("cron"));
+    let SourceConfig::Jwt { key: JwtKey::Hs256 { secret, .. }, .. } = &settings.identify.sources[0] else {
+        panic!("the first source is a token")
+    };
+    assert_eq!(secret.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+}
+
+#[test]
+fn nothing_that_is_printed_holds_a_secret() {
+    let settings = load_with([
+        ("ADMIN_TOKEN", "hunter2-operator"),
+        ("ADMIN_VIEWER_TOKEN", "hunter2-viewer"),
+        ("CRON_SECRET", "hunter2-cron"),
+        ("JWT_SECRET", "hunter2-jwt"),
+        ("DATABASE_URL", "postgres://tollgate:hunter2-db@db/x?sslmode=require"),
+        ("TOLLGATE__SERVICE_DATABASE__URL", "postgres://ro:hunter2-ro@db/y"),
+    ]);
+    let printed = [
+        settings.masked(),
+        format!("{settings:?}"),
+        format!("{settings:#?}"),
+        settings.warnings().join("\n"),
+    ];
+    for text in printed {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let masked = settings.masked();
+    assert!(
+        masked.contains("url = \"postgres://tollgate:***@db/x?sslmode=require\"  # DATABASE_URL"),
+        "{masked}"
+    );
+    assert!(masked.contains("# ADMIN_TOKEN: ***"), "{masked}");
+}
+
+#[test]
+fn what_is_printed_is_a_config_that_comes_to_the_same() {
+    let first = Settings::load(Some(Path::new("config/example.toml")), &Environment::new()).unwrap();
+    let second = load(&first.masked());
+    assert_eq!(first.server, second.server);
+    assert_eq!(first.identify, second.identify);
+    assert_eq!(first.routes, second.routes);
+    assert_eq!(first.plans, second.plans);
+    assert_eq!(first.overrides, second.overrides);
+    assert_eq!(first.prices, second.prices);
+    assert_eq!(first.record, second.record);
+    assert_eq!(second.changes_from(&first), []);
+}
+
+#[test]
+fn what_cannot_work_or_is_open_to_all_is_warned_of() {
+    let warnings = |text: &str, environment: &Environment| {
+        File::with(text).load(environment).unwrap().warnings().join("\n")
+    };
+    let bare = warnings("", &Environment::new());
+    for part in [
+        "JWT_SECRET is not set",
+        "no session can be looked up",
+        "tenant.plan_query",
+        "ADMIN_TOKEN nor ADMIN_VIEWER_TOKEN",
+    ] {
+        assert!(bare.contains(part), "{part}: {bare}");
+    }
+    let whole = environment([
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("ADMIN_TOKEN", "operator"),
+        ("DATABASE_URL", "postgres://u@h/db"),
+    ]);
+    assert_eq!(warnings("", &whole), "");
+    let open = "[tenant]\nsources = [{ header = \"x-t\" }, { json = \"/t\" }, { query = \"t\" }]\n\
+                trust_header_from = [\"0.0.0.0/0\"]\n";
+    let open = warnings(open, &whole);
+    assert_eq!(open.matches("can be any tenant").count(), 3, "{open}");
+    let deaf = warnings("[tenant]\nsources = [{ header = \"x-t\" }]\n", &whole);
+    assert!(deaf.contains("is believed from nobody"), "{deaf}");
+    let short = warnings("", &environment([("JWT_SECRET", "s3cret")]));
+    assert!(short.contains("RFC 7518"), "{short}");
+    let slip =
+        warnings("", &environment([("TOLLGATE_SERVER_LISTEN", "x"), ("TOLLGATE_PORT_80_TCP", "tcp://x")]));
+    assert!(slip.contains("TOLLGATE__SERVER__LISTEN") && !slip.contains("TOLLGATE_PORT"), "{slip}");
+}
+
+#[test]
+fn a_public_key_is_read_beside_the_config_file() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(case("es256.pem"), directory.path().join("jwt.pem")).unwrap();
+    let config = directory.path().join("tollgate.toml");
+    let text = "[tenant]\nsources = [{ jwt = { claim = \"sub\", public_key_file = \"jwt.pem\", algorithm = \"ES256\" } }]\n";
+    std::fs::write(&config, text).unwrap();
+    let settings = Settings::load(Some(&config), &Environment::new()).unwrap();
+    let SourceConfig::Jwt { key: JwtKey::Pem { pem, algorithm, .. }, .. } = &settings.identify.sources[0]
+    else {
+        panic!("the source is a token")
+    };
+    assert_eq!(*algorithm, jsonwebtoken::Algorithm::ES256);
+    assert_eq!(*pem, std::fs::read(case("es256.pem")).unwrap());
+    std::fs::write(&config, text.replace("ES256", "RS256")).unwrap();
+    let faults = Settings::load(Some(&config), &Environment::new()).unwrap_err();
+    assert!(faults.to_string().contains("holds no public key for RS256"), "{faults}");
+}
+
+#[test]
+fn listeners_that_can_not_both_be_had_are_a_fault() {
+    let both = |listen: &str, admin: &str| {
+        let text = format!("[server]\nlisten = \"{listen}\"\nadmin_listen = \"{admin}\"\n");
+        File::with(&text).load(&Environment::new()).map(drop)
+    };
+    assert!(both("127.0.0.1:8080", "127.0.0.1:8080").is_err());
+    assert!(both("0.0.0.0:8080", "127.0.0.1:8080").is_err());
+    assert!(both("127.0.0.1:0", "127.0.0.1:0").is_ok());
+    assert!(both("127.0.0.1:8080", "127.0.0.2:8080").is_ok());
+}
+
+#[test]
+fn an_upstream_that_is_the_gateway_itself_is_a_fault() {
+    let loops = |url: &str| {
+        let text = format!("[upstream]\nurl = \"{url}\"\n[server]\nlisten = \"0.0.0.0:8080\"\n");
+        File::with(&text).load(&Environment::new()).is_err()
+    };
+    assert!(loops("http://127.0.0.1:8080") && loops("http://localhost:8080"));
+    assert!(!loops("http://127.0.0.1:3000") && !loops("http://10.0.0.7:8080"));
+}
+
+#[test]
+fn a_reload_tells_what_changed_and_what_needs_a_restart() {
+    let old = load("[server]\nlisten = \"127.0.0.1:1\"\n[database]\nurl = \"postgres://u:old@h/db\"\n");
+    let new = load(
+        "[server]\nlisten = \"127.0.0.1:2\"\n[database]\nurl = \"postgres://u:new@h/db\"\n\
+         [plans.trial]\ntokens_per_day = 7\n[overrides.tn_x]\nplan = \"pro\"\n",
+    );
+    let changes = new.changes_from(&old);
+    let keys: Vec<(&str, bool)> =
+        changes.iter().map(|change| (change.key.as_str(), change.needs_restart)).collect();
+    let expected = [
+        ("database.url", true),
+        ("overrides.tn_x.plan", false),
+        ("plans.trial.tokens_per_day", false),
+        ("server.listen", true),
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(changes[0].new.as_deref(), Some("\"postgres://u:***@h/db\""));
+    assert_eq!((changes[1].old.as_deref(), changes[1].new.as_deref()), (None, Some("\"pro\"")));
+    assert_eq!((changes[2].old.as_deref(), changes[2].new.as_deref()), (Some("10000"), Some("7")));
+    assert_eq!(old.changes_from(&old), []);
+    assert!(
+        !needs_restart("routes[0].enforce")
+            && needs_restart("data.dir")
+            && !needs_restart("database.on_outage")
+    );
+}
+
+#[test]
+fn a_reload_reads_the_same_file_again_with_the_same_environment() {
+    let file = File::with("[server]\nworkers = 1\n");
+    let settings = file.load(&environment([("TOLLGATE__SERVER__MAX_CONNECTIONS", "5")])).unwrap();
+    std::fs::write(file.0.path(), "[server]\nworkers = 2\n").unwrap();
+    let again = settings.reload().unwrap();
+    assert_eq!((again.server.workers, again.server.max_connections), (2, 5));
+    std::fs::write(file.0.path(), "[server]\nworkers = \n").unwrap();
+    assert!(settings.reload().is_err());
+}
+
+#[test]
+fn a_fault_found_when_a_value_is_used_names_its_key_and_place() {
+    let settings = load_with([("TOLLGATE__SERVER__LISTEN", "127.0.0.1:1")]);
+    let fault = settings.fault("server.listen", "is taken");
+    assert_eq!(fault.to_string(), "TOLLGATE__SERVER__LISTEN: server.listen: is taken");
+    assert_eq!(settings.fault("server.admin_listen", "is taken").0[0].origin, "built-in default");
+}
+
+/// Whatever is typed, it ends in a config or in faults.
+mod anything {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ends_well(text: &str, variables: &Environment) {
+        match File::with(text).load(variables) {
+            Ok(settings) => assert!(!settings.masked().is_empty()),
+            Err(faults) => {
+                assert!(!faults.0.is_empty() && faults.0.iter().all(|fault| !fault.reason.is_empty()))
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_file_with_a_piece_torn_out(from in 0usize..2_000, length in 0usize..60, instead in "\\PC{0,8}") {
+            for name in ["config/example.toml", "tests/cases/config/broken.toml", "config/default.toml"] {
+                let text: Vec<char> = std::fs::read_to_string(name).unwrap().chars().collect();
+                let from = from.min(text.len());
+                let to = (from + length).min(text.len());
+                let torn: String = text[..from].iter().copied().chain(instead.chars()).chain(text[to..].iter().copied()).collect();
+                ends_well(&torn, &Environment::new());
+            }
+        }
+
+        #[test]
+        fn any_value_of_any_variable(key in "[A-Z_a-z0-9.\\[\\]]{0,20}", value in "\\PC{0,20}") {
+            let keys = [format!("TOLLGATE__{key}"), format!("TOLLGATE__TENANT__{key}"), "TOLLGATE__ROUTES".into()];
+            for key in keys {
+                ends_well("", &[(key, value.clone())].into());
+            }
+        }
+    }
+}
+
+fn tollgate<const N: usize>(arguments: &[&str], variables: [(&str, &str); N]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(arguments).env_clear().envs(variables).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn check_config_prints_a_good_config_and_ends_with_0() {
+    let output = tollgate(&["check-config", "--config", "config/example.toml"], [("JWT_SECRET", "hunter2")]);
+    assert_eq!(output.status.code(), Some(0));
+    let printed = text(&output.stdout);
+    assert!(printed.contains("listen = \"10.20.0.11:8080\"  # config/example.toml:10\n"), "{printed}");
+    assert!(text(&output.stderr).contains("warning: "));
+    assert!(!printed.contains("hunter2") && !text(&output.stderr).contains("hunter2"));
+}
+
+#[test]
+fn check_config_tells_the_faults_of_a_bad_config_and_ends_with_2() {
+    let output = tollgate(&["check-config", "--config", "tests/cases/config/broken.toml"], []);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(text(&output.stdout), "");
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("broken.toml:6: server.worker: is no key here; did you mean \"workers\"?\n"),
+        "{told}"
+    );
+    assert!(told.ends_with(" faults in the config\n"), "{told}");
+}
+
+#[test]
+fn serve_refuses_a_bad_config_with_2_before_it_starts_anything() {
+    let output = tollgate(&["serve"], [("TOLLGATE__UPSTREAM__URL", "nowhere")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(text(&output.stdout), "");
+    let told = text(&output.stderr);
+    assert!(told.starts_with("TOLLGATE__UPSTREAM__URL: upstream.url: "), "{told}");
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_help_with_0() {
+    for arguments in [&[][..], &["no-such-command"], &["serve", "--colour"], &["serve", "extra"]] {
+        assert_eq!(tollgate(arguments, []).status.code(), Some(2), "{arguments:?}");
+    }
+    for command in ["serve", "demo", "migrate", "check-config", "aggregate"] {
+        let output = tollgate(&[command, "--help"], []);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains("Example:\n  "), "{command}");
+    }
+    let version = tollgate(&["--version"], []);
+    assert_eq!(text(&version.stdout), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -1,1 +1,14 @@
-//! To come.
+//! The journal from outside: what is recorded, what comes back, what is shipped, and what every fault does to it.
+
+#[path = "recording/faults.rs"]
+mod faults;
+#[path = "recording/faulty.rs"]
+mod faulty;
+#[path = "recording/fixture.rs"]
+mod fixture;
+#[path = "recording/model.rs"]
+mod model;
+#[path = "recording/shipping.rs"]
+mod shipping;
+#[path = "recording/writing.rs"]
+mod writing;

@@ -1,0 +1,31 @@
+-- Takes away everything that Tollgate's migrations made, and all that it recorded. Safe to run twice.
+
+BEGIN;
+
+DO $$ BEGIN PERFORM pg_advisory_xact_lock(7021993001); END $$;
+SET LOCAL client_min_messages = warning;
+
+DROP FUNCTION IF EXISTS aggregate_usage_metrics();
+DROP FUNCTION IF EXISTS cleanup_old_quota_windows();
+DROP FUNCTION IF EXISTS cleanup_old_audit_events();
+DROP FUNCTION IF EXISTS cleanup_old_realtime_events();
+DROP FUNCTION IF EXISTS resolve_audit_event(UUID, TEXT);
+DROP FUNCTION IF EXISTS check_tenant_quota(UUID, INTEGER);
+DROP FUNCTION IF EXISTS check_tenant_quota(TEXT, INTEGER);
+DROP FUNCTION IF EXISTS tollgate_remove_before(REGCLASS, TIMESTAMPTZ);
+DROP FUNCTION IF EXISTS tollgate_make_partitions_ahead();
+DROP FUNCTION IF EXISTS tollgate_make_partition(REGCLASS, TEXT, TIMESTAMPTZ, TIMESTAMPTZ);
+
+DROP TABLE IF EXISTS gateway_replicas;
+DROP TABLE IF EXISTS tenant_quota_overrides;
+DROP TABLE IF EXISTS quota_leases;
+DROP TABLE IF EXISTS quota_usage;
+DROP TABLE IF EXISTS audit_events;
+DROP TABLE IF EXISTS usage_aggregation_state;
+DROP TABLE IF EXISTS tenant_usage_metrics;
+DROP TABLE IF EXISTS tenant_usage_realtime;
+DROP TABLE IF EXISTS tollgate_schema;
+DROP SEQUENCE IF EXISTS tenant_quota_overrides_version_seq;
+DROP SEQUENCE IF EXISTS tenant_usage_realtime_entry_id_seq;
+
+COMMIT;

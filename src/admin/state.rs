@@ -1,0 +1,123 @@
+//! What the gateway hands to the admin listener, and what the listener asks of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Map, Value};
+
+use crate::model::event::AuditEvent;
+use crate::model::quota::Standing;
+use crate::model::tenant::{PlanName, TenantId};
+use crate::quota::OverrideConfig;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// The admin listener.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where operators and Prometheus connect.
+    pub listen: SocketAddr,
+    /// `ADMIN_TOKEN`: may read and change.
+    pub operator_token: Option<String>,
+    /// `ADMIN_VIEWER_TOKEN`: may read.
+    pub viewer_token: Option<String>,
+    /// `CRON_SECRET`: may start an aggregation.
+    pub cron_secret: Option<String>,
+}
+
+/// Asks the gateway how its parts are. Called for each probe: it must read what is known, not go and look.
+pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
+
+/// Asks how a tenant stands: its plan looked up, its limits, and its use as this replica counts it.
+pub type QuotaSource = Arc<dyn Fn(&TenantId) -> BoxFuture<'static, QuotaView> + Send + Sync>;
+
+/// Runs one aggregation and retention pass. `Ok` is its report, an object whose keys join the answer; `Err` is
+/// said to the operator as it is, so it names no secret.
+pub type Aggregation = Arc<dyn Fn() -> BoxFuture<'static, Result<Map<String, Value>, String>> + Send + Sync>;
+
+/// Takes an audit event for recording. Never blocks.
+pub type AuditSink = Arc<dyn Fn(AuditEvent) + Send + Sync>;
+
+/// Everything that the admin listener needs.
+#[derive(Clone)]
+pub struct State {
+    /// Who may do what.
+    pub config: Config,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// Where usage and audit rows are read.
+    pub store: Store,
+    /// How the parts are.
+    pub health: HealthSource,
+    /// How tenants stand.
+    pub quota: QuotaSource,
+    /// The aggregation that `POST /api/admin/metrics/aggregate` starts.
+    pub aggregate: Aggregation,
+    /// Where what happens here is recorded.
+    pub audit: AuditSink,
+}
+
+/// What the gateway as a whole can do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Not accepting yet.
+    Starting,
+    /// All is well.
+    Ok,
+    /// Serving, with a part that is not well: the database away, the journal growing.
+    Degraded,
+    /// Ending.
+    Draining,
+    /// Accepting, but refusing what is metered (`on_outage`).
+    Refusing,
+}
+
+impl Status {
+    /// As `/readyz` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Starting => "starting",
+            Status::Ok => "ok",
+            Status::Degraded => "degraded",
+            Status::Draining => "draining",
+            Status::Refusing => "refusing",
+        }
+    }
+
+    /// Whether traffic should be sent here.
+    pub fn ready(self) -> bool {
+        matches!(self, Status::Ok | Status::Degraded)
+    }
+}
+
+/// One part's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name: `database`, `journal`, …
+    pub name: &'static str,
+    /// In a word: `ok`, `down`, `growing`, …
+    pub state: &'static str,
+    /// In a sentence; empty where the word says it all. Shown without a token, so never a secret.
+    pub detail: String,
+}
+
+/// How the gateway is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// All in all.
+    pub status: Status,
+    /// Part by part.
+    pub parts: Vec<Part>,
+}
+
+/// How a tenant stands.
+#[derive(Clone, Debug)]
+pub struct QuotaView {
+    /// The plan that holds, overrides included.
+    pub plan: PlanName,
+    /// Every dimension, limited or not, with its use in memory.
+    pub standings: Vec<Standing>,
+    /// The config's override, where one holds now.
+    pub overridden: Option<OverrideConfig>,
+}

@@ -1,0 +1,110 @@
+//! What is known of the parts' health: written by those who find out, read by the probes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::watch;
+
+use crate::admin::{Health, HealthSource, Part, Status};
+use crate::record::{Journal, JournalState};
+
+const STARTING: u8 = 0;
+const SERVING: u8 = 1;
+const DRAINING: u8 = 2;
+
+/// How the database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Database {
+    /// It answers.
+    pub(super) up: bool,
+    /// The schema is there and the quotas were read from it, at least once.
+    pub(super) hydrated: bool,
+    /// Requests on metered routes are refused for its sake (`on_outage`).
+    pub(super) refusing: bool,
+    /// Why it is not up, for people.
+    pub(super) detail: String,
+}
+
+/// The gateway's health.
+#[derive(Debug)]
+pub(super) struct Live {
+    phase: AtomicU8,
+    database: watch::Sender<Database>,
+    journal: Arc<Journal>,
+}
+
+impl Live {
+    pub(super) fn new(journal: Arc<Journal>) -> Self {
+        let unknown =
+            Database { up: false, hydrated: false, refusing: false, detail: "not reached yet".into() };
+        Self { phase: AtomicU8::new(STARTING), database: watch::Sender::new(unknown), journal }
+    }
+
+    pub(super) fn serving(&self) {
+        self.phase.store(SERVING, Ordering::Relaxed);
+    }
+
+    pub(super) fn draining(&self) {
+        self.phase.store(DRAINING, Ordering::Relaxed);
+    }
+
+    pub(super) fn database(&self) -> Database {
+        self.database.borrow().clone()
+    }
+
+    /// Takes over how the database is; true when that is news.
+    pub(super) fn set_database(&self, now: Database) -> bool {
+        self.database.send_if_modified(|was| {
+            let news = *was != now;
+            *was = now;
+            news
+        })
+    }
+
+    /// Resolves once the quotas have been read.
+    pub(super) fn hydrated(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut seen = self.database.subscribe();
+        async move {
+            let _ = seen.wait_for(|database| database.hydrated).await;
+        }
+    }
+
+    /// What the probes ask.
+    pub(super) fn source(self: &Arc<Self>) -> HealthSource {
+        let live = self.clone();
+        Arc::new(move || live.health())
+    }
+
+    fn health(&self) -> Health {
+        let database = self.database();
+        let journal = self.journal.state();
+        let part = |name, state, detail: &str| Part { name, state, detail: detail.to_owned() };
+        let parts = vec![
+            part("database", if database.up { "ok" } else { "down" }, &database.detail),
+            part("quotas", if database.hydrated { "ok" } else { "unhydrated" }, ""),
+            part("journal", if journal.healthy { "ok" } else { "failing" }, &describe(&journal)),
+        ];
+        let status = match self.phase.load(Ordering::Relaxed) {
+            STARTING => Status::Starting,
+            DRAINING => Status::Draining,
+            _ if database.refusing => Status::Refusing,
+            _ if database.up && database.hydrated && journal.healthy => Status::Ok,
+            _ => Status::Degraded,
+        };
+        Health { status, parts }
+    }
+}
+
+fn describe(journal: &JournalState) -> String {
+    let mut text = format!("{} records in {} bytes", journal.records, journal.bytes);
+    if let Some(age) = journal.oldest_age.filter(|_| journal.records > 0) {
+        text += &format!(", the oldest {} s old", age.as_secs());
+    }
+    if journal.dead_letters > 0 {
+        text += &format!(", {} dead letters", journal.dead_letters);
+    }
+    for why in [&journal.reason, &journal.shipping].into_iter().flatten() {
+        text += &format!("; {why}");
+    }
+    text
+}

@@ -1,0 +1,87 @@
+//! Work that is done by the clock: aggregation and retention, and forgetting tenants that are idle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::health::Live;
+use crate::admin;
+use crate::quota::Enforcer;
+use crate::store::{Store, StoreError};
+use crate::telemetry::{Metrics, bump};
+
+/// Between two looks for tenants with nothing left.
+const EVICT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Aggregates every `interval`, until `stop`. Partitions are made ahead and old ones dropped in the same pass.
+pub(super) async fn aggregate(
+    store: Store,
+    metrics: Arc<Metrics>,
+    live: Arc<Live>,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = stop.cancelled() => return,
+        }
+        if !live.database().up {
+            continue;
+        }
+        tokio::select! {
+            result = pass(&store, &metrics) => match result {
+                Ok(report) => tracing::debug!(?report, "aggregated"),
+                Err(why) => tracing::warn!(why, "the aggregation failed; the next one makes up for it"),
+            },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// The aggregation that an operator starts.
+pub(super) fn on_request(store: Store, metrics: Arc<Metrics>) -> admin::Aggregation {
+    Arc::new(move || {
+        let (store, metrics) = (store.clone(), metrics.clone());
+        Box::pin(async move { pass(&store, &metrics).await })
+    })
+}
+
+/// One aggregation and retention pass, and its report.
+pub(crate) async fn pass(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>, String> {
+    let result = maintain(store).await;
+    bump(&metrics.aggregations, "result", if result.is_ok() { "ok" } else { "failed" });
+    result.map_err(|error| error.to_string())
+}
+
+async fn maintain(store: &Store) -> Result<Map<String, Value>, StoreError> {
+    let partitions = store.make_partitions_ahead().await?;
+    let written = store.aggregate().await?;
+    let removed = store.clean_up().await?;
+    let report = json!({
+        "periods": {"hourly": written.hourly, "daily": written.daily, "monthly": written.monthly},
+        "since": written.since.map(|since| since.to_string()),
+        "partitions_made": partitions,
+        "removed": {
+            "usage_events": removed.usage_events,
+            "audit_events": removed.audit_events,
+            "quota_windows": removed.quota_windows,
+        },
+    });
+    match report {
+        Value::Object(report) => Ok(report),
+        _ => Ok(Map::new()),
+    }
+}
+
+/// Forgets idle tenants every minute, until `stop`.
+pub(super) async fn evict(enforcer: Arc<Enforcer>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVICT_INTERVAL) => enforcer.evict(jiff::Timestamp::now()),
+            () = stop.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! One answer, decoded: which form it has, and what its documents tell.
+
+use std::io;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::capture::{Capture, Learnt, Ruled};
+use super::events::{Documents, EventStream, Lines};
+use super::format::Format;
+use super::skim::Skimmer;
+
+/// What went wrong in reading, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trouble {
+    Bomb,
+    CorruptEncoding,
+    UnknownEncoding,
+    OversizedEvent,
+    BadUsage,
+    Malformed,
+}
+
+impl Trouble {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Trouble::Bomb => "bomb",
+            Trouble::CorruptEncoding => "corrupt_encoding",
+            Trouble::UnknownEncoding => "unknown_encoding",
+            Trouble::OversizedEvent => "oversized_event",
+            Trouble::BadUsage => "bad_usage",
+            Trouble::Malformed => "malformed",
+        }
+    }
+}
+
+/// The form of an answer's body.
+#[derive(Debug)]
+enum Form {
+    /// Not known yet: the first bytes will tell, unless the type says that it is text.
+    Unknown {
+        head: SmallVec<[u8; 16]>,
+        else_text: bool,
+    },
+    Json,
+    Events(EventStream),
+    Lines(Lines),
+    Text,
+    /// Nothing that we can read.
+    Opaque,
+}
+
+/// An answer as it is read.
+#[derive(Debug)]
+pub(super) struct Answer {
+    form: Form,
+    reader: Reader,
+    event_limit: usize,
+}
+
+/// Reads documents by a format's rules.
+#[derive(Debug)]
+struct Reader {
+    format: Arc<Format>,
+    skimmer: Skimmer,
+    capture: Capture,
+    trouble: Option<Trouble>,
+    line: LineKind,
+}
+
+/// What a line of the AI SDK's data stream holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineKind {
+    Document,
+    /// A string that is text.
+    Text,
+    Error,
+}
+
+impl Answer {
+    pub(super) fn new(
+        format: &Arc<Format>,
+        event_limit: usize,
+        text_limit: usize,
+        status: u16,
+        content_type: Option<&[u8]>,
+    ) -> Self {
+        let mut capture = Capture::new(text_limit);
+        if status >= 400 {
+            // Nobody is charged for an error's text.
+            capture.without_text();
+        }
+        let reader = Reader {
+            format: format.clone(),
+            skimmer: Skimmer::default(),
+            capture,
+            trouble: None,
+            line: LineKind::Document,
+        };
+        let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
+        Self { form, reader, event_limit }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.form, Form::Events(_) | Form::Lines(_))
+    }
+
+    pub(super) fn reported(&self) -> bool {
+        self.reader.capture.reported()
+    }
+
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        match &mut self.form {
+            Form::Json => self.reader.texts(bytes),
+            Form::Events(events) => events.feed(bytes, &mut self.reader),
+            Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
+            Form::Text => self.reader.capture.plain_text(bytes),
+            Form::Opaque => {}
+            Form::Unknown { head, else_text } => {
+                let before = head.len();
+                head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
+                let Some(form) = recognise(head, *else_text, self.event_limit) else { return };
+                let head = std::mem::take(head);
+                self.form = form;
+                self.feed(&head[..before]);
+                self.feed(bytes);
+            }
+        }
+    }
+
+    /// The body ended, or broke off.
+    pub(super) fn finish(mut self) -> (Learnt, Option<Trouble>, bool) {
+        if let Form::Unknown { head, else_text: true } = &self.form {
+            self.reader.capture.plain_text(head);
+        }
+        let streamed = self.is_stream();
+        let reader = &mut self.reader;
+        match &mut self.form {
+            Form::Json => {
+                if reader.skimmer.gave_up() {
+                    reader.note(Trouble::Malformed);
+                }
+                reader.end(b"");
+            }
+            Form::Events(events) => events.end(reader),
+            Form::Lines(lines) => lines.end(reader),
+            Form::Unknown { .. } | Form::Text | Form::Opaque => {}
+        }
+        let learnt = self.reader.capture.finish(&self.reader.format);
+        (learnt, self.reader.trouble, streamed)
+    }
+}
+
+/// A decoder writes what it decodes here.
+impl io::Write for Answer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.feed(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many first bytes are enough to tell.
+const HEAD: usize = 16;
+
+fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
+    let Some(content_type) = content_type else {
+        return Form::Unknown { head: SmallVec::new(), else_text: false };
+    };
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let essence = essence.to_ascii_lowercase();
+    let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
+    match &essence[..] {
+        b"text/event-stream" => Form::Events(EventStream::new(event_limit)),
+        b"text/plain" | b"text/markdown" => Form::Unknown { head: SmallVec::new(), else_text: true },
+        b"" | b"application/octet-stream" => Form::Unknown { head: SmallVec::new(), else_text: false },
+        _ if has("ndjson") || has("jsonl") || has("stream+json") || has("json-stream") || has("json-seq") => {
+            Form::Lines(Lines::new(event_limit, false))
+        }
+        _ if has("json") => Form::Json,
+        _ => Form::Opaque,
+    }
+}
+
+/// The form that a body's first bytes show. `None` while more of them are needed.
+fn recognise(head: &[u8], else_text: bool, event_limit: usize) -> Option<Form> {
+    const BOM: &[u8] = b"\xef\xbb\xbf";
+    if BOM.starts_with(head) {
+        return None;
+    }
+    let start = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
+    for field in [&b"data:"[..], b"event:"] {
+        if start.starts_with(field) {
+            return Some(Form::Events(EventStream::new(event_limit)));
+        }
+        if field.starts_with(start) && head.len() < HEAD {
+            return None;
+        }
+    }
+    // `0:"text"`: the AI SDK's data stream.
+    match start {
+        [b'{', b'"', ..] | [b'[', b'{' | b'"', ..] => Some(Form::Json),
+        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if !else_text => Some(Form::Json),
+        [b'{', next, ..] if next.is_ascii_whitespace() => Some(Form::Json),
+        [code, b':', b'"' | b'{' | b'[', ..] if code.is_ascii_alphanumeric() => {
+            Some(Form::Lines(Lines::new(event_limit, true)))
+        }
+        [] | [_] | [_, b':'] if head.len() < HEAD => None,
+        _ if else_text => Some(Form::Text),
+        _ => Some(Form::Opaque),
+    }
+}
+
+impl Reader {
+    fn note(&mut self, trouble: Trouble) {
+        self.trouble = Some(self.trouble.map_or(trouble, |known| known.min(trouble)));
+    }
+
+    /// The bytes of JSON texts, one after the other.
+    fn texts(&mut self, mut bytes: &[u8]) {
+        loop {
+            let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+            let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
+            if !self.skimmer.done() {
+                return;
+            }
+            bytes = bytes[taken..].trim_ascii_start();
+            if bytes.is_empty() {
+                return;
+            }
+            self.end(b"");
+        }
+    }
+}
+
+impl Documents for Reader {
+    #[inline]
+    fn data(&mut self, bytes: &[u8]) {
+        match self.line {
+            LineKind::Document => {
+                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+                let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
+                if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
+                    self.skimmer.give_up();
+                }
+            }
+            LineKind::Text => {
+                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+                self.skimmer.feed(bytes, &self.format.string, &mut ruled);
+            }
+            LineKind::Error => {}
+        }
+    }
+
+    #[inline]
+    fn end(&mut self, name: &[u8]) {
+        if name == b"error" || self.line == LineKind::Error {
+            self.capture.fail();
+        }
+        let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+        self.skimmer.end(&mut ruled);
+        if self.skimmer.gave_up() {
+            self.capture.roll_back();
+        }
+        self.capture.commit(&self.format);
+        self.skimmer.reset();
+        self.line = LineKind::Document;
+    }
+
+    fn oversized(&mut self) {
+        self.skimmer.give_up();
+        self.note(Trouble::OversizedEvent);
+    }
+
+    fn code(&mut self, code: &[u8]) {
+        self.line = match code {
+            b"0" | b"g" => LineKind::Text,
+            b"3" => LineKind::Error,
+            _ => LineKind::Document,
+        };
+    }
+}

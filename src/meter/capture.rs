@@ -1,0 +1,365 @@
+//! What is learnt from an answer, document by document.
+//!
+//! A document is a whole JSON answer, one event of an event stream, or one line. Nothing of it counts until it is
+//! committed, so that one that turns out too large or broken leaves no trace.
+
+use smallvec::SmallVec;
+
+use super::format::{Action, Format};
+use super::pointer::{NodeId, UNWANTED};
+use super::text::{Buffer, Mark, Text};
+use super::usage::{Amount, Class, Counts, Merge, Resolved, complete, fit, resolve};
+use super::wanted::Sink;
+
+#[derive(Clone, Copy, Debug)]
+struct Hit {
+    node: NodeId,
+    last: Amount,
+    sum: Amount,
+    max: Amount,
+}
+
+/// The document at hand.
+#[derive(Debug, Default)]
+struct Document {
+    hits: SmallVec<[Hit; 6]>,
+    marks: SmallVec<[(NodeId, Mark); 4]>,
+    messages: SmallVec<[(NodeId, u64); 2]>,
+    /// The best name so far and its place in the list; no string where it is the one that is known already.
+    model: Option<(u8, Option<String>)>,
+    error: bool,
+    /// The stream says that it failed, whatever else it says.
+    failed: bool,
+    failed_by_name: bool,
+    begin: Mark,
+    final_text: Option<Buffer>,
+}
+
+impl Document {
+    fn clear(&mut self) {
+        self.hits.clear();
+        self.marks.clear();
+        self.messages.clear();
+        self.model = None;
+        self.error = false;
+        self.failed = false;
+        self.failed_by_name = false;
+        self.final_text = None;
+    }
+}
+
+/// What is learnt of an answer.
+#[derive(Debug)]
+pub(super) struct Capture {
+    document: Document,
+    counts: Option<Box<[Counts]>>,
+    model: Option<String>,
+    messages: Option<u64>,
+    /// The stream failed, or one of its messages did.
+    failed: bool,
+    any_error: bool,
+    /// The pieces of text, and whether more are of use.
+    text: Buffer,
+    final_text: Option<Buffer>,
+    wants_text: bool,
+    text_limit: usize,
+    reported: bool,
+}
+
+/// A sink that knows the rules.
+pub(super) struct Ruled<'a> {
+    pub(super) format: &'a Format,
+    pub(super) capture: &'a mut Capture,
+}
+
+impl Capture {
+    pub(super) fn new(text_limit: usize) -> Self {
+        Self {
+            document: Document::default(),
+            counts: None,
+            model: None,
+            messages: None,
+            failed: false,
+            any_error: false,
+            text: Buffer::new(text_limit),
+            final_text: None,
+            wants_text: true,
+            text_limit,
+            reported: false,
+        }
+    }
+
+    /// Text is of no use here: only errors, or nothing, are looked for.
+    pub(super) fn without_text(&mut self) {
+        self.wants_text = false;
+        self.text.forget();
+    }
+
+    /// Whether all tokens are known from what the answer reported so far.
+    pub(super) fn reported(&self) -> bool {
+        self.reported
+    }
+
+    /// Text that stands in no document.
+    pub(super) fn plain_text(&mut self, bytes: &[u8]) {
+        if self.wants_text {
+            self.text.push(bytes);
+        }
+    }
+
+    /// An event whose name says that the stream failed.
+    pub(super) fn fail(&mut self) {
+        self.document.failed_by_name = true;
+    }
+
+    /// Forgets the document at hand, but for the name of its event.
+    pub(super) fn roll_back(&mut self) {
+        let failed_by_name = std::mem::take(&mut self.document.failed_by_name);
+        self.text.go_back(self.document.begin);
+        self.document.clear();
+        self.document.failed_by_name = failed_by_name;
+    }
+
+    /// The document at hand counts; the next one begins.
+    #[inline]
+    pub(super) fn commit(&mut self, format: &Format) {
+        let document = &mut self.document;
+        if let Some((_, Some(model))) = document.model.take() {
+            self.model = Some(model);
+        }
+        if !document.messages.is_empty() {
+            let messages = document.messages.iter().map(|(_, count)| *count).max().unwrap_or(0);
+            self.messages = Some(self.messages.unwrap_or(0).saturating_add(messages));
+        }
+        let failed = document.failed || document.failed_by_name;
+        self.failed |= failed || (document.error && document.messages.is_empty());
+        self.any_error |= failed || document.error;
+        if let Some(text) = document.final_text.take() {
+            self.final_text = Some(text);
+            self.text.forget();
+        }
+        if !document.hits.is_empty() {
+            self.count(format);
+        }
+        self.document.clear();
+        self.document.begin = self.text.mark();
+    }
+
+    fn count(&mut self, format: &Format) {
+        let shapes = &format.shapes;
+        let counts = self.counts.get_or_insert_with(|| vec![Counts::default(); shapes.len()].into());
+        // Of several places for one class the first in its list counts, and then that of the next event.
+        let mut firsts: SmallVec<[(u8, Class, u8, Amount); 16]> = SmallVec::new();
+        for hit in &self.document.hits {
+            for action in format.answer.tree.actions(hit.node) {
+                let Action::Count { shape, class, order } = *action else { continue };
+                let amount = match shapes[usize::from(shape)].merge {
+                    Merge::Last => hit.last,
+                    Merge::Sum => hit.sum,
+                    Merge::Max => hit.max,
+                };
+                match firsts.iter_mut().find(|first| first.0 == shape && first.1 == class) {
+                    Some(first) if first.2 < order => {}
+                    // One pointer with a `*` may have led to several nodes.
+                    Some(first) if first.2 == order => {
+                        first.3 = first.3.merge(amount, shapes[usize::from(shape)].merge);
+                    }
+                    Some(first) => *first = (shape, class, order, amount),
+                    None => firsts.push((shape, class, order, amount)),
+                }
+            }
+        }
+        for (shape, class, _, amount) in firsts {
+            let how = shapes[usize::from(shape)].merge;
+            let count = &mut counts[usize::from(shape)][class as usize];
+            *count = count.merge(amount, how);
+        }
+        self.reported = complete(&self.resolved(format).usage);
+        if self.reported {
+            self.without_text();
+            self.final_text = None;
+        }
+    }
+
+    /// The counts by the shape that they fit best.
+    fn resolved(&self, format: &Format) -> Resolved {
+        let Some(counts) = &self.counts else { return Resolved::default() };
+        let mut best = (0, 0);
+        for (shape, counts) in counts.iter().enumerate() {
+            let fit = fit(counts);
+            if fit > best.0 {
+                best = (fit, shape);
+            }
+        }
+        resolve(&format.shapes[best.1], &counts[best.1])
+    }
+
+    /// Everything, at the end.
+    pub(super) fn finish(self, format: &Format) -> Learnt {
+        let resolved = self.resolved(format);
+        let text = match self.final_text {
+            _ if self.reported => Text::default(),
+            Some(text) => text.into_text(),
+            None => self.text.into_text(),
+        };
+        Learnt {
+            resolved,
+            model: self.model,
+            messages: self.messages,
+            failed: self.failed,
+            any_error: self.any_error,
+            text,
+        }
+    }
+}
+
+/// What an answer told.
+#[derive(Debug, Default)]
+pub(super) struct Learnt {
+    pub(super) resolved: Resolved,
+    pub(super) model: Option<String>,
+    pub(super) messages: Option<u64>,
+    /// Something says that the stream as a whole failed.
+    pub(super) failed: bool,
+    /// Something says that something failed, one message of several perhaps.
+    pub(super) any_error: bool,
+    pub(super) text: Text,
+}
+
+impl Ruled<'_> {
+    fn number(&mut self, node: NodeId, amount: Amount) {
+        let hits = &mut self.capture.document.hits;
+        match hits.iter_mut().find(|hit| hit.node == node) {
+            Some(hit) => {
+                hit.last = amount;
+                hit.sum = hit.sum.plus(amount);
+                hit.max = hit.max.merge(amount, Merge::Max);
+            }
+            None => hits.push(Hit { node, last: amount, sum: amount, max: amount }),
+        }
+    }
+
+    fn message(&mut self, node: NodeId) {
+        let messages = &mut self.capture.document.messages;
+        match messages.iter_mut().find(|(at, _)| *at == node) {
+            Some((_, count)) => *count += 1,
+            None => messages.push((node, 1)),
+        }
+    }
+
+    fn model(&mut self, order: u8, name: &[u8]) {
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        let document = &mut self.capture.document;
+        let better = document.model.as_ref().is_none_or(|(known, _)| order <= *known);
+        if !name.is_empty() && better {
+            // Every chunk of a stream names the model again: only a new name is worth a string.
+            let news = (self.capture.model.as_deref() != Some(name)).then(|| name.to_owned());
+            document.model = Some((order, news));
+        }
+    }
+}
+
+impl Sink for Ruled<'_> {
+    #[inline]
+    fn wants_text(&self) -> bool {
+        self.capture.wants_text
+    }
+
+    #[inline]
+    fn begin_text(&mut self, node: NodeId) {
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Message => self.message(node),
+                Action::FinalText if self.capture.wants_text => {
+                    let limit = self.capture.text_limit;
+                    self.capture.document.final_text.get_or_insert_with(|| Buffer::new(limit));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[inline]
+    fn text(&mut self, node: NodeId, bytes: &[u8]) {
+        let is_final = self.capture.document.final_text.is_some() && self.is_final(node);
+        match &mut self.capture.document.final_text {
+            Some(buffer) if is_final => buffer.push(bytes),
+            _ => self.capture.text.push(bytes),
+        }
+    }
+
+    fn string(&mut self, node: NodeId, value: Option<&[u8]>) {
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Count { .. } => {
+                    self.number(node, Amount::Bad);
+                    break;
+                }
+                Action::Model { order } => self.model(*order, value.unwrap_or_default()),
+                Action::Message => self.message(node),
+                Action::Error => self.capture.document.error |= value.is_none_or(|value| !value.is_empty()),
+                Action::ErrorWhen(names) => {
+                    let is_one = |name: &String| Some(name.as_bytes()) == value;
+                    self.capture.document.failed |= names.iter().any(is_one);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn scalar(&mut self, node: NodeId, raw: Option<&[u8]>) {
+        let null = raw == Some(b"null");
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Count { .. } => {
+                    if let Some(amount) = raw.map_or(Some(Amount::Bad), Amount::parse) {
+                        self.number(node, amount);
+                    }
+                    break;
+                }
+                Action::Message if !null => self.message(node),
+                Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
+                _ => {}
+            }
+        }
+    }
+
+    fn container(&mut self, node: NodeId) {
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Message => self.message(node),
+                Action::Error => self.capture.document.error = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn mark(&mut self, node: NodeId) {
+        let mark = self.capture.text.mark();
+        let marks = &mut self.capture.document.marks;
+        match marks.iter_mut().find(|(at, _)| *at == node) {
+            Some((_, old)) => *old = mark,
+            None => marks.push((node, mark)),
+        }
+    }
+
+    fn replaced(&mut self, node: NodeId) {
+        if node == UNWANTED {
+            return;
+        }
+        let below = self.format.answer.tree.subtree(node);
+        let document = &mut self.capture.document;
+        document.hits.retain(|hit| !below.contains(&hit.node));
+        document.messages.retain(|(at, _)| !below.contains(at));
+        if let Some((_, mark)) = document.marks.iter().find(|(at, _)| *at == node) {
+            self.capture.text.go_back(*mark);
+            document.final_text = None;
+        }
+    }
+}
+
+impl Ruled<'_> {
+    fn is_final(&self, node: NodeId) -> bool {
+        self.format.answer.tree.actions(node).iter().any(|action| matches!(action, Action::FinalText))
+    }
+}

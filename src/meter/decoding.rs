@@ -1,0 +1,312 @@
+//! Compressed answers, decoded on the side for the meter alone.
+//!
+//! 1. Memory: a decoder's window (32 KiB for gzip and deflate, 8 MiB at most for zstd, 16 MiB for brotli, which is the
+//!    most that its format has) and one output buffer. What is decoded is read at once and kept nowhere.
+//! 2. Work: a body that grows beyond [`MAX_RATIO`] times what of it has come, once it is large enough for that to
+//!    matter, is a bomb, and is decoded no further.
+//! 3. A fault of the encoding ends the reading, never the answer.
+
+use std::borrow::Cow;
+use std::io::{self, Read, Write};
+
+use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+
+use super::answer::{Answer, Trouble};
+
+/// An event stream that repeats its text in every event (the chat service's) is squeezed to a hundredth; what goes
+/// beyond this was made to.
+const MAX_RATIO: u64 = 200;
+/// Below this the ratio is nobody's concern.
+const HARMLESS: u64 = 8 << 20;
+/// RFC 9659: a `zstd` content coding needs no larger window than 8 MiB.
+const ZSTD_WINDOW_LOG: u32 = 23;
+const BROTLI_BUFFER: usize = 4096;
+
+/// The answer behind a decoder, and what has come through.
+struct Guard {
+    /// None once it was taken out: what a decoder still writes when it is dropped goes nowhere.
+    answer: Option<Box<Answer>>,
+    decoded: u64,
+    allowed: u64,
+    exceeded: bool,
+}
+
+impl Write for Guard {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(answer) = &mut self.answer else { return Ok(bytes.len()) };
+        self.decoded += bytes.len() as u64;
+        if self.decoded > self.allowed {
+            self.exceeded = true;
+            return Err(io::Error::other("more than a body of this size should hold"));
+        }
+        answer.feed(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+enum Decoder {
+    Gzip(Box<MultiGzDecoder<Guard>>),
+    Zlib(ZlibDecoder<Guard>),
+    Deflate(DeflateDecoder<Guard>),
+    Brotli(Box<brotli::DecompressorWriter<Guard>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Guard>>),
+    /// `deflate`, and its first byte is not here yet, or is alone: zlib's wrapper (RFC 9110, 8.4.1.2) or, as some
+    /// servers have it, none.
+    UndecidedDeflate(Guard, Option<u8>),
+    /// No more is to be read.
+    Stopped(Guard),
+}
+
+/// A body as it comes over the wire.
+pub(super) enum Body {
+    /// As it is.
+    Plain(Box<Answer>),
+    /// In a coding that we can read.
+    Encoded(Encoded),
+    /// In one that we can't.
+    Unknown(Box<Answer>),
+}
+
+/// A body that is decoded.
+pub(super) struct Encoded {
+    decoder: Decoder,
+    encoded: u64,
+    trouble: Option<Trouble>,
+}
+
+impl Body {
+    pub(super) fn new(answer: Box<Answer>, content_encoding: Option<&[u8]>) -> Self {
+        let coding = match single_coding(content_encoding) {
+            Ok(None) => return Body::Plain(answer),
+            Ok(Some(coding)) => coding,
+            Err(Several) => return Body::Unknown(answer),
+        };
+        match Decoder::new(&coding, answer) {
+            Ok(decoder) => Body::Encoded(Encoded { decoder, encoded: 0, trouble: None }),
+            Err(answer) => Body::Unknown(answer),
+        }
+    }
+
+    #[inline]
+    pub(super) fn observe(&mut self, chunk: &[u8]) {
+        match self {
+            Body::Plain(answer) => answer.feed(chunk),
+            Body::Encoded(encoded) => encoded.observe(chunk),
+            Body::Unknown(_) => {}
+        }
+    }
+
+    /// The answer as far as it is read.
+    pub(super) fn answer(&self) -> Option<&Answer> {
+        match self {
+            Body::Plain(answer) | Body::Unknown(answer) => Some(answer),
+            Body::Encoded(encoded) => encoded.decoder.guard().answer.as_deref(),
+        }
+    }
+
+    /// The answer read, and what kept it from being read whole.
+    pub(super) fn finish(self) -> (Option<Box<Answer>>, Option<Trouble>) {
+        match self {
+            Body::Plain(answer) => (Some(answer), None),
+            Body::Unknown(answer) => (Some(answer), Some(Trouble::UnknownEncoding)),
+            Body::Encoded(encoded) => encoded.finish(),
+        }
+    }
+}
+
+impl Encoded {
+    fn observe(&mut self, chunk: &[u8]) {
+        if self.trouble.is_some() || chunk.is_empty() {
+            return;
+        }
+        self.encoded += chunk.len() as u64;
+        self.decoder.guard_mut().allowed = HARMLESS.max(self.encoded.saturating_mul(MAX_RATIO));
+        if self.decoder.decode(chunk).is_err() {
+            self.stop();
+        }
+    }
+
+    /// The decoder failed, or was made to: its memory goes back at once.
+    fn stop(&mut self) {
+        let guard = self.decoder.guard_mut();
+        self.trouble = Some(if guard.exceeded { Trouble::Bomb } else { Trouble::CorruptEncoding });
+        let guard = guard.take();
+        self.decoder = Decoder::Stopped(guard);
+    }
+
+    fn finish(mut self) -> (Option<Box<Answer>>, Option<Trouble>) {
+        if self.trouble.is_none() && self.decoder.flush().is_err() {
+            self.stop();
+        }
+        (self.decoder.guard_mut().answer.take(), self.trouble)
+    }
+}
+
+impl Guard {
+    fn take(&mut self) -> Guard {
+        Guard { answer: self.answer.take(), ..*self }
+    }
+}
+
+impl Decoder {
+    fn new(coding: &[u8], answer: Box<Answer>) -> Result<Self, Box<Answer>> {
+        let guard = |answer| Guard { answer: Some(answer), decoded: 0, allowed: HARMLESS, exceeded: false };
+        Ok(match coding {
+            b"gzip" | b"x-gzip" => Decoder::Gzip(Box::new(MultiGzDecoder::new(guard(answer)))),
+            b"deflate" => Decoder::UndecidedDeflate(guard(answer), None),
+            b"br" => Decoder::Brotli(Box::new(brotli::DecompressorWriter::new(guard(answer), BROTLI_BUFFER))),
+            b"zstd" => {
+                let Ok(mut raw) = zstd::stream::raw::Decoder::new() else { return Err(answer) };
+                let window = zstd::stream::raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
+                if raw.set_parameter(window).is_err() {
+                    return Err(answer);
+                }
+                Decoder::Zstd(Box::new(zstd::stream::write::Decoder::with_decoder(guard(answer), raw)))
+            }
+            _ => return Err(answer),
+        })
+    }
+
+    fn decode(&mut self, mut chunk: &[u8]) -> io::Result<()> {
+        if let Decoder::UndecidedDeflate(guard, first) = self {
+            let (one, two) = match (*first, chunk) {
+                (Some(one), [two, ..]) => (one, *two),
+                (None, [one, two, ..]) => (*one, *two),
+                (None, [one]) => {
+                    *first = Some(*one);
+                    return Ok(());
+                }
+                (_, []) => return Ok(()),
+            };
+            let held = *first;
+            let guard = guard.take();
+            *self = if is_zlib(&[one, two]) {
+                Decoder::Zlib(ZlibDecoder::new(guard))
+            } else {
+                Decoder::Deflate(DeflateDecoder::new(guard))
+            };
+            if let Some(byte) = held {
+                self.decode(&[byte])?;
+            }
+        }
+        while !chunk.is_empty() {
+            let taken = match self {
+                Decoder::Gzip(decoder) => decoder.write(chunk)?,
+                Decoder::Zlib(decoder) => decoder.write(chunk)?,
+                Decoder::Deflate(decoder) => decoder.write(chunk)?,
+                Decoder::Brotli(decoder) => decoder.write(chunk)?,
+                Decoder::Zstd(decoder) => decoder.write(chunk)?,
+                Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => return Ok(()),
+            };
+            if taken == 0 {
+                // The coding's own end; what follows is nobody's.
+                return Ok(());
+            }
+            chunk = &chunk[taken..];
+        }
+        Ok(())
+    }
+
+    /// Hands on what a decoder holds back. What is missing at the end is not its fault: the body may have been cut.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Decoder::Gzip(decoder) => decoder.flush(),
+            Decoder::Zlib(decoder) => decoder.flush(),
+            Decoder::Deflate(decoder) => decoder.flush(),
+            Decoder::Brotli(decoder) => decoder.flush(),
+            Decoder::Zstd(decoder) => decoder.flush(),
+            Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => Ok(()),
+        }
+    }
+
+    fn guard(&self) -> &Guard {
+        match self {
+            Decoder::Gzip(decoder) => decoder.get_ref(),
+            Decoder::Zlib(decoder) => decoder.get_ref(),
+            Decoder::Deflate(decoder) => decoder.get_ref(),
+            Decoder::Brotli(decoder) => decoder.get_ref(),
+            Decoder::Zstd(decoder) => decoder.get_ref(),
+            Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => guard,
+        }
+    }
+
+    fn guard_mut(&mut self) -> &mut Guard {
+        match self {
+            Decoder::Gzip(decoder) => decoder.get_mut(),
+            Decoder::Zlib(decoder) => decoder.get_mut(),
+            Decoder::Deflate(decoder) => decoder.get_mut(),
+            Decoder::Brotli(decoder) => decoder.get_mut(),
+            Decoder::Zstd(decoder) => decoder.get_mut(),
+            Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => guard,
+        }
+    }
+}
+
+/// Why a request's body can't be decoded for inspection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A coding that we don't know, or several.
+    #[error("the body's content coding is not supported")]
+    Unsupported,
+    /// It is not what its coding says, or it is cut short.
+    #[error("the body is not what its content coding says")]
+    Corrupt,
+    /// Decoded, it is larger than the limit.
+    #[error("the decoded body is too large")]
+    TooLarge,
+}
+
+/// The plain bytes of a request's body, at most `limit` of them; the body itself where it has no coding.
+///
+/// # Errors
+/// See [`DecodeError`]. No more than `limit` bytes are ever decoded.
+pub fn decode_request<'a>(
+    body: &'a [u8],
+    content_encoding: Option<&[u8]>,
+    limit: usize,
+) -> Result<Cow<'a, [u8]>, DecodeError> {
+    let coding = match single_coding(content_encoding) {
+        Ok(None) if body.len() > limit => return Err(DecodeError::TooLarge),
+        Ok(None) => return Ok(Cow::Borrowed(body)),
+        Ok(Some(coding)) => coding,
+        Err(Several) => return Err(DecodeError::Unsupported),
+    };
+    let reader: Box<dyn Read + '_> = match &coding[..] {
+        b"gzip" | b"x-gzip" => Box::new(flate2::read::MultiGzDecoder::new(body)),
+        b"deflate" if is_zlib(body) => Box::new(flate2::read::ZlibDecoder::new(body)),
+        b"deflate" => Box::new(flate2::read::DeflateDecoder::new(body)),
+        b"br" => Box::new(brotli::Decompressor::new(body, BROTLI_BUFFER)),
+        b"zstd" => {
+            let mut decoder = zstd::stream::read::Decoder::new(body).map_err(|_| DecodeError::Corrupt)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|_| DecodeError::Corrupt)?;
+            Box::new(decoder)
+        }
+        _ => return Err(DecodeError::Unsupported),
+    };
+    let mut decoded = Vec::new();
+    let mut bounded = reader.take(limit as u64 + 1);
+    bounded.read_to_end(&mut decoded).map_err(|_| DecodeError::Corrupt)?;
+    if decoded.len() > limit { Err(DecodeError::TooLarge) } else { Ok(Cow::Owned(decoded)) }
+}
+
+struct Several;
+
+/// The one coding of a `Content-Encoding`, in lower case; none where the body is as it is.
+fn single_coding(content_encoding: Option<&[u8]>) -> Result<Option<Vec<u8>>, Several> {
+    let codings = content_encoding.unwrap_or_default().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let mut codings =
+        codings.filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    match (codings.next(), codings.next()) {
+        (coding, None) => Ok(coding.map(<[u8]>::to_ascii_lowercase)),
+        _ => Err(Several),
+    }
+}
+
+/// RFC 1950: method 8, and a header that 31 divides.
+fn is_zlib(start: &[u8]) -> bool {
+    matches!(start, [one, two, ..] if one & 0x0f == 8 && (u16::from(*one) << 8 | u16::from(*two)) % 31 == 0)
+}

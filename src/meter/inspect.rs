@@ -1,0 +1,423 @@
+//! What a metered request's body says, read once and strictly.
+//!
+//! The service reads the same bytes with its own parser. Where two parsers could differ (invalid UTF-8, a byte order
+//! mark, half a surrogate pair, absurd depth or numbers, something after the end) the body is refused as not JSON,
+//! so that nobody is charged for another's request. Of a repeated key the last one counts, as in `JSON.parse`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use smallvec::SmallVec;
+
+use super::format::{Ask, Format};
+use super::pointer::{NodeId, Tree, UNWANTED};
+use super::text::{Buffer, Mark, Text};
+
+/// What a metered request's body says, read once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inspected {
+    /// The values found at the pointers asked for, in their order. Strings as they are, numbers as
+    /// JavaScript would print them (below 10²¹); else `None`.
+    pub values: Vec<Option<String>>,
+    /// Messages in the request, at least 1.
+    pub messages: u64,
+    /// Texts to embed (`texts`, or OpenAI's `input`), else 0.
+    pub embeddings: u64,
+    /// The model asked for.
+    pub model: Option<String>,
+    /// The text of its messages, for counting, bounded by `max_text_bytes`. One line for each.
+    pub text: Text,
+    /// `/sessionId`, when the format has one.
+    pub session: Option<String>,
+}
+
+/// The body is not JSON that the service's parser and ours must read alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not valid JSON")]
+pub struct NotJson;
+
+pub(super) fn inspect(
+    format: &Format,
+    text_limit: usize,
+    body: &[u8],
+    pointers: &[&str],
+) -> Result<Inspected, NotJson> {
+    let body = std::str::from_utf8(body).map_err(|_| NotJson)?;
+    let mut found = Found {
+        values: vec![None; pointers.len()],
+        elements: SmallVec::new(),
+        embeddings: SmallVec::new(),
+        model: None,
+        session: None,
+        text: Buffer::new(text_limit),
+        marks: SmallVec::new(),
+    };
+    let asked = pointers.iter().enumerate();
+    let asked = asked.filter_map(|(index, pointer)| Some((index, pointer.strip_prefix('/')?))).collect();
+    let mut parser = serde_json::Deserializer::from_str(body);
+    let seed = At { tree: &format.request, node: Tree::<Ask>::ROOT, asked, found: &mut found };
+    seed.deserialize(&mut parser).map_err(|_| NotJson)?;
+    parser.end().map_err(|_| NotJson)?;
+
+    let messages = found.elements.iter().filter(|tally| tally.members > 0).map(|tally| tally.elements).max();
+    Ok(Inspected {
+        values: found.values,
+        messages: messages.unwrap_or(1).max(1),
+        embeddings: found.embeddings.iter().map(|(_, count)| *count).max().unwrap_or(0),
+        model: found.model.map(|(_, model)| model),
+        session: found.session.map(|(_, session)| session),
+        text: found.text.into_text(),
+    })
+}
+
+/// An array of messages: its elements, and those that have the member that makes them messages.
+#[derive(Debug)]
+struct Tally {
+    node: NodeId,
+    elements: u64,
+    members: u64,
+}
+
+struct Found {
+    values: Vec<Option<String>>,
+    elements: SmallVec<[Tally; 2]>,
+    embeddings: SmallVec<[(NodeId, u64); 2]>,
+    model: Option<(NodeId, String)>,
+    session: Option<(NodeId, String)>,
+    text: Buffer,
+    marks: SmallVec<[(NodeId, Mark); 8]>,
+}
+
+/// The rest of the pointers that lead here or below, with their places in the list.
+type Asked<'p> = SmallVec<[(usize, &'p str); 4]>;
+
+/// Reads the value at one place, and all below it.
+struct At<'a, 'p> {
+    tree: &'a Tree<Ask>,
+    node: NodeId,
+    asked: Asked<'p>,
+    found: &'a mut Found,
+}
+
+/// Whether a token of a pointer, still escaped, is `key`.
+fn is_token(token: &str, key: &str) -> bool {
+    if token.contains('~') { token.replace("~1", "/").replace("~0", "~") == key } else { token == key }
+}
+
+impl<'p> At<'_, 'p> {
+    fn actions(&self) -> &[Ask] {
+        if self.node == UNWANTED { &[] } else { self.tree.actions(self.node) }
+    }
+
+    fn below(&self, token: &str) -> Asked<'p> {
+        let step = |(index, rest): &(usize, &'p str)| {
+            // An empty rest is a pointer that ended here; `\u{0}` marks it, as no path has it twice.
+            let (first, rest) = rest.split_once('/').map_or((*rest, END), |(first, rest)| (first, rest));
+            is_token(first, token).then_some((*index, rest))
+        };
+        self.asked.iter().filter(|(_, rest)| *rest != END).filter_map(step).collect()
+    }
+
+    /// A string, or a number as written.
+    fn value(&mut self, value: &str, is_text: bool) {
+        for (index, rest) in &self.asked {
+            if *rest == END {
+                self.found.values[*index] = Some(value.to_owned());
+            }
+        }
+        if self.node == UNWANTED {
+            return;
+        }
+        let node = self.node;
+        let mut wrote = false;
+        for ask in self.tree.actions(node) {
+            match ask {
+                Ask::Text if is_text && !wrote => {
+                    wrote = true;
+                    if !self.found.text.is_empty() {
+                        self.found.text.push(b"\n");
+                    }
+                    self.found.text.push(value.as_bytes());
+                }
+                Ask::Model if is_text => self.found.model = Some((node, value.to_owned())),
+                Ask::Session => self.found.session = Some((node, value.to_owned())),
+                _ => {}
+            }
+        }
+        if is_text {
+            self.embeddings(1);
+        }
+        self.member_or_element();
+    }
+
+    fn embeddings(&mut self, count: u64) {
+        if self.actions().contains(&Ask::Embeddings) {
+            let node = self.node;
+            match self.found.embeddings.iter_mut().find(|(at, _)| *at == node) {
+                Some((_, sum)) => *sum += count,
+                None => self.found.embeddings.push((node, count)),
+            }
+        }
+    }
+
+    fn member_or_element(&mut self) {
+        let actions = self.actions();
+        let (element, member) = (actions.contains(&Ask::Element), actions.contains(&Ask::Member));
+        if element || member {
+            self.tally(element, member);
+        }
+    }
+
+    fn tally(&mut self, element: bool, member: bool) {
+        // A member's node comes right after its element's: the tree is numbered depth first.
+        let node = self.node;
+        if element {
+            match self.found.elements.iter_mut().find(|tally| tally.node == node) {
+                Some(tally) => tally.elements += 1,
+                None => self.found.elements.push(Tally { node, elements: 1, members: 0 }),
+            }
+        }
+        if member {
+            let tree = self.tree;
+            let of = |tally: &&mut Tally| tally.node != node && tree.subtree(tally.node).contains(&node);
+            if let Some(tally) = self.found.elements.iter_mut().find(of) {
+                tally.members += 1;
+            }
+        }
+    }
+
+    /// The key stood in this object before: what it gave is void.
+    fn replaced(&mut self, node: NodeId, asked: &Asked<'_>) {
+        for (index, _) in asked {
+            self.found.values[*index] = None;
+        }
+        if node == UNWANTED {
+            return;
+        }
+        let below = self.tree.subtree(node);
+        let found = &mut *self.found;
+        found.elements.retain(|tally| !below.contains(&tally.node));
+        found.embeddings.retain(|(at, _)| !below.contains(at));
+        found.model.take_if(|(at, _)| below.contains(at));
+        found.session.take_if(|(at, _)| below.contains(at));
+        if let Some((_, mark)) = found.marks.iter().find(|(at, _)| *at == node) {
+            found.text.go_back(*mark);
+        }
+    }
+
+    fn mark(&mut self, node: NodeId) {
+        let mark = self.found.text.mark();
+        match self.found.marks.iter_mut().find(|(at, _)| *at == node) {
+            Some((_, old)) => *old = mark,
+            None => self.found.marks.push((node, mark)),
+        }
+    }
+}
+
+/// The rest of a pointer that ends here. No token can be this: a slash would have to follow.
+const END: &str = "\u{0}";
+
+impl<'de> DeserializeSeed<'de> for At<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_str<E: Error>(mut self, value: &str) -> Result<(), E> {
+        self.value(value, true);
+        Ok(())
+    }
+
+    fn visit_u64<E: Error>(mut self, value: u64) -> Result<(), E> {
+        self.value(&value.to_string(), false);
+        Ok(())
+    }
+
+    fn visit_i64<E: Error>(mut self, value: i64) -> Result<(), E> {
+        self.value(&value.to_string(), false);
+        Ok(())
+    }
+
+    fn visit_f64<E: Error>(mut self, value: f64) -> Result<(), E> {
+        self.value(&value.to_string(), false);
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(mut self, _value: bool) -> Result<(), E> {
+        self.member_or_element();
+        Ok(())
+    }
+
+    fn visit_unit<E: Error>(mut self) -> Result<(), E> {
+        self.member_or_element();
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        self.member_or_element();
+        let mut index: u32 = 0;
+        let mut first = Kind::Other;
+        let mut name = String::new();
+        loop {
+            let node = if self.node == UNWANTED { UNWANTED } else { self.tree.element(self.node, index) };
+            let asked = if self.asked.is_empty() {
+                Asked::new()
+            } else {
+                name.clear();
+                fmt::Write::write_fmt(&mut name, format_args!("{index}")).map_err(A::Error::custom)?;
+                self.below(&name)
+            };
+            let mut kind = Kind::Other;
+            let seed =
+                Element { at: At { tree: self.tree, node, asked, found: self.found }, kind: &mut kind };
+            if seq.next_element_seed(seed)?.is_none() {
+                break;
+            }
+            if index == 0 {
+                first = kind;
+            }
+            index = index.saturating_add(1);
+        }
+        // Strings or token lists are a text each; bare tokens are one text; objects are no texts (they are the
+        // input of a conversation).
+        match first {
+            Kind::Text | Kind::List => self.embeddings(u64::from(index)),
+            Kind::Number => self.embeddings(1),
+            Kind::Other => {}
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        self.member_or_element();
+        let mut seen: SmallVec<[String; 2]> = SmallVec::new();
+        let mut seen_nodes: SmallVec<[NodeId; 8]> = SmallVec::new();
+        while let Some(key) = map.next_key_seed(Key)? {
+            let (node, place) = match self.node {
+                UNWANTED => (UNWANTED, None),
+                node => self.tree.member(node, key.as_bytes()),
+            };
+            let asked = self.below(&key);
+            let known_node = place.is_some() && seen_nodes.contains(&node);
+            if known_node || seen.iter().any(|known| *known == key) {
+                self.replaced(if place.is_some() { node } else { UNWANTED }, &asked);
+            }
+            if place.is_some() {
+                if !known_node {
+                    seen_nodes.push(node);
+                }
+                self.mark(node);
+            }
+            if !asked.is_empty() && !seen.iter().any(|known| *known == key) {
+                seen.push(key.into_owned());
+            }
+            map.next_value_seed(At { tree: self.tree, node, asked, found: self.found })?;
+        }
+        Ok(())
+    }
+}
+
+/// What an array's element is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    List,
+    Other,
+}
+
+/// An element, and what it turned out to be.
+struct Element<'a, 'p> {
+    at: At<'a, 'p>,
+    kind: &'a mut Kind,
+}
+
+impl<'de> DeserializeSeed<'de> for Element<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Element<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        *self.kind = Kind::Text;
+        self.at.visit_str(value)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        *self.kind = Kind::Number;
+        self.at.visit_u64(value)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        *self.kind = Kind::Number;
+        self.at.visit_i64(value)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        *self.kind = Kind::Number;
+        self.at.visit_f64(value)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.at.visit_bool(value)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        self.at.visit_unit()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<(), A::Error> {
+        *self.kind = Kind::List;
+        self.at.visit_seq(seq)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        self.at.visit_map(map)
+    }
+}
+
+/// A key, borrowed where it has no escapes.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
+    }
+}

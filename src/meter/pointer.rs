@@ -1,0 +1,216 @@
+//! JSON pointers, many at once: a tree that is walked along with a document.
+//!
+//! A pointer is RFC 6901's, and a token `*` in it stands for every element of an array and every member of an
+//! object. The tree is deterministic: where a literal and a `*` both fit, its branch holds what either wants. Nodes
+//! are numbered in depth-first order, so that a subtree is a range.
+
+/// A node of the tree.
+pub(super) type NodeId = u16;
+
+/// What is not wanted, and nothing below it is.
+pub(super) const UNWANTED: NodeId = NodeId::MAX;
+
+/// A pointer that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PointerError {
+    /// It doesn't begin with a slash.
+    #[error("`{0}` must begin with `/` (RFC 6901), such as `/usage/total_tokens`")]
+    NoSlash(String),
+    /// A tilde that is neither `~0` nor `~1`.
+    #[error("`{0}` has a `~` that is neither `~0` (a tilde) nor `~1` (a slash)")]
+    BadEscape(String),
+    /// More levels than any answer has.
+    #[error("`{0}` has more than {MAX_TOKENS} levels")]
+    TooDeep(String),
+    /// More pointers than the tree has numbers for.
+    #[error("there are too many pointers")]
+    TooMany,
+}
+
+const MAX_TOKENS: usize = 32;
+
+/// The unescaped tokens of a pointer.
+pub(super) fn parse(pointer: &str) -> Result<Vec<String>, PointerError> {
+    let rest = pointer.strip_prefix('/').ok_or_else(|| PointerError::NoSlash(pointer.to_owned()))?;
+    let tokens: Vec<_> = rest.split('/').map(|token| unescape(token, pointer)).collect::<Result<_, _>>()?;
+    if tokens.len() > MAX_TOKENS { Err(PointerError::TooDeep(pointer.to_owned())) } else { Ok(tokens) }
+}
+
+fn unescape(token: &str, pointer: &str) -> Result<String, PointerError> {
+    let mut plain = String::with_capacity(token.len());
+    let mut chars = token.chars();
+    while let Some(char) = chars.next() {
+        plain.push(match char {
+            '~' => match chars.next() {
+                Some('0') => '~',
+                Some('1') => '/',
+                _ => return Err(PointerError::BadEscape(pointer.to_owned())),
+            },
+            char => char,
+        });
+    }
+    Ok(plain)
+}
+
+/// All the pointers of a format, each with what to do where it points.
+#[derive(Debug)]
+pub(super) struct Tree<A> {
+    nodes: Vec<Node<A>>,
+}
+
+#[derive(Debug)]
+struct Node<A> {
+    /// A bit for each (length, first byte) of the keys: most members of a document end here.
+    filter: u64,
+    keys: Vec<(Box<[u8]>, NodeId)>,
+    any: NodeId,
+    end: NodeId,
+    actions: Vec<A>,
+}
+
+#[inline]
+fn filter_bit(key: &[u8]) -> u64 {
+    let first = key.first().copied().unwrap_or(0);
+    1 << ((usize::from(first) + key.len() * 7) & 63)
+}
+
+impl<A: Clone> Tree<A> {
+    /// The tree of `pointers` (already in tokens), with their actions.
+    pub(super) fn new(pointers: &[(Vec<String>, A)]) -> Result<Self, PointerError> {
+        let mut tree = Self { nodes: Vec::new() };
+        let all: Vec<_> = (0..pointers.len()).collect();
+        tree.grow(pointers, &all, 0)?;
+        Ok(tree)
+    }
+
+    fn grow(
+        &mut self,
+        pointers: &[(Vec<String>, A)],
+        here: &[usize],
+        depth: usize,
+    ) -> Result<NodeId, PointerError> {
+        if self.nodes.len() >= usize::from(UNWANTED) {
+            return Err(PointerError::TooMany);
+        }
+        let id = self.nodes.len() as NodeId;
+        let token = |index: &usize| pointers[*index].0.get(depth).map(String::as_str);
+        let actions = here.iter().filter(|i| token(i).is_none()).map(|&i| pointers[i].1.clone()).collect();
+        self.nodes.push(Node { filter: 0, keys: Vec::new(), any: UNWANTED, end: 0, actions });
+
+        let mut literals: Vec<&str> = here.iter().filter_map(token).filter(|token| *token != "*").collect();
+        literals.sort_unstable();
+        literals.dedup();
+        for literal in literals {
+            let below: Vec<_> =
+                here.iter().copied().filter(|i| token(i).is_some_and(|t| t == literal || t == "*")).collect();
+            let child = self.grow(pointers, &below, depth + 1)?;
+            let node = &mut self.nodes[usize::from(id)];
+            node.keys.push((literal.as_bytes().into(), child));
+            node.filter |= filter_bit(literal.as_bytes());
+        }
+        let below: Vec<_> = here.iter().copied().filter(|i| token(i) == Some("*")).collect();
+        if !below.is_empty() {
+            self.nodes[usize::from(id)].any = self.grow(pointers, &below, depth + 1)?;
+        }
+        self.nodes[usize::from(id)].end = self.nodes.len() as NodeId;
+        Ok(id)
+    }
+}
+
+impl<A> Tree<A> {
+    /// The document itself.
+    pub(super) const ROOT: NodeId = 0;
+
+    /// The member `key` of `node`, and its place among the node's own keys.
+    #[inline]
+    pub(super) fn member(&self, node: NodeId, key: &[u8]) -> (NodeId, Option<u32>) {
+        let node = &self.nodes[usize::from(node)];
+        if node.filter & filter_bit(key) != 0 {
+            for (place, (name, child)) in node.keys.iter().enumerate() {
+                if name.len() == key.len() && **name == *key {
+                    return (*child, Some(place as u32));
+                }
+            }
+        }
+        (node.any, None)
+    }
+
+    /// The element `index` of `node`.
+    #[inline]
+    pub(super) fn element(&self, node: NodeId, index: u32) -> NodeId {
+        let this = &self.nodes[usize::from(node)];
+        if this.keys.is_empty() {
+            return this.any;
+        }
+        let mut digits = [0u8; 10];
+        let mut at = digits.len();
+        let mut rest = index;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.member(node, &digits[at..]).0
+    }
+
+    /// Whether anything below `node` is wanted.
+    #[inline]
+    pub(super) fn has_children(&self, node: NodeId) -> bool {
+        self.nodes[usize::from(node)].end > node + 1
+    }
+
+    /// The nodes at and below `node`.
+    pub(super) fn subtree(&self, node: NodeId) -> std::ops::Range<NodeId> {
+        node..self.nodes[usize::from(node)].end
+    }
+
+    /// What to do with a value at `node`.
+    #[inline]
+    pub(super) fn actions(&self, node: NodeId) -> &[A] {
+        &self.nodes[usize::from(node)].actions
+    }
+
+    /// Every node, for tables beside the tree.
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + use<A> {
+        0..self.nodes.len() as NodeId
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(pointers: &[&str]) -> Tree<usize> {
+        let parsed: Vec<_> = pointers.iter().enumerate().map(|(i, p)| (parse(p).unwrap(), i)).collect();
+        Tree::new(&parsed).unwrap()
+    }
+
+    #[test]
+    fn a_literal_branch_also_holds_what_a_star_wants() {
+        let tree = tree(&["/a/*/x", "/a/0/y"]);
+        let (a, _) = tree.member(0, b"a");
+        let first = tree.element(a, 0);
+        assert_eq!(tree.actions(tree.member(first, b"x").0), [0]);
+        assert_eq!(tree.actions(tree.member(first, b"y").0), [1]);
+        let other = tree.element(a, 12);
+        assert_eq!(tree.actions(tree.member(other, b"x").0), [0]);
+        assert_eq!(tree.member(other, b"y"), (UNWANTED, None));
+    }
+
+    #[test]
+    fn escaped_tokens_are_compared_plain() {
+        let tree = tree(&["/a~1b/m~0n"]);
+        let (a, _) = tree.member(0, b"a/b");
+        assert_eq!(tree.actions(tree.member(a, b"m~n").0), [0]);
+    }
+
+    #[test]
+    fn bad_pointers_say_what_is_wrong() {
+        assert_eq!(parse("usage"), Err(PointerError::NoSlash("usage".into())));
+        assert_eq!(parse("/a~2"), Err(PointerError::BadEscape("/a~2".into())));
+        assert_eq!(parse(&"/a".repeat(40)), Err(PointerError::TooDeep("/a".repeat(40))));
+    }
+}

@@ -1,0 +1,156 @@
+//! What the proxy is configured with.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::model::event::EventType;
+
+/// The public listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Worker threads, each with its own connections and upstream pool; 0 is one a core.
+    pub workers: usize,
+    /// Client connections at once.
+    pub max_connections: usize,
+    /// How long a client may take to send its headers.
+    pub header_timeout: Duration,
+    /// Bytes of a request's head.
+    pub max_header_bytes: usize,
+    /// Header lines of a request.
+    pub max_headers: usize,
+    /// How long exchanges in flight may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// The service behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// Its address: scheme and authority; a path is put before every request's.
+    pub url: http::Uri,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long the answer's head may take.
+    pub first_byte_timeout: Duration,
+    /// How long a body (either way) may pause between two chunks.
+    pub idle_timeout: Duration,
+    /// Idle connections kept, per worker.
+    pub pool_idle: usize,
+}
+
+/// One way to name the tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A claim of a verified bearer token.
+    Jwt {
+        /// The claim.
+        claim: String,
+        /// How tokens are verified.
+        key: JwtKey,
+    },
+    /// A session id in the request's JSON, looked up in the service's database.
+    Session {
+        /// Where the id stands (RFC 6901).
+        json: String,
+        /// The look-up: one text parameter, one row, one column.
+        query: Arc<str>,
+    },
+    /// A header, believed only from `trust_header_from`.
+    Header(String),
+    /// A value in the request's JSON (RFC 6901).
+    Json(String),
+    /// A parameter of the query string.
+    Query(String),
+}
+
+/// How a bearer token is verified.
+#[derive(Clone, PartialEq, Eq)]
+pub enum JwtKey {
+    /// HS256, with the secret taken from an environment variable.
+    Hs256 {
+        /// The variable's name.
+        secret_env: String,
+        /// Its value; `None` when it is not set, and then every token is refused.
+        secret: Option<String>,
+    },
+    /// RS256 or ES256, with a public key from a PEM file.
+    Pem {
+        /// The file, for messages.
+        file: String,
+        /// Its content.
+        pem: Vec<u8>,
+        /// `RS256` or `ES256`.
+        algorithm: jsonwebtoken::Algorithm,
+    },
+}
+
+impl std::fmt::Debug for JwtKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            JwtKey::Hs256 { secret_env, secret } => {
+                write!(f, "HS256 from ${secret_env} ({})", if secret.is_some() { "set" } else { "not set" })
+            }
+            JwtKey::Pem { file, algorithm, .. } => write!(f, "{algorithm:?} from {file}"),
+        }
+    }
+}
+
+/// How requests are given a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentifyConfig {
+    /// The sources, in order.
+    pub sources: Vec<SourceConfig>,
+    /// Whether a request that no source names is passed through unmetered instead of refused.
+    pub pass_unidentified: bool,
+    /// Peers whose tenant header is believed.
+    pub trust_header_from: Vec<IpNet>,
+    /// The look-up of a tenant's plan.
+    pub plan_query: Option<Arc<str>>,
+}
+
+/// How a route's path is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    /// As a lenient backend would read it: decoded, slashes collapsed, dots resolved, trailing slash dropped.
+    Loose,
+    /// Byte for byte.
+    Exact,
+}
+
+/// What a quota does to a route's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforce {
+    /// Over quota is refused.
+    Hard,
+    /// Over quota passes, and is recorded as what would have been refused.
+    Shadow,
+    /// Metered only.
+    Off,
+}
+
+/// A metered route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// Its path; `{name}` stands for one segment.
+    pub path: String,
+    /// Its methods; empty is every one but `OPTIONS`.
+    pub methods: Vec<http::Method>,
+    /// What is recorded.
+    pub event: EventType,
+    /// How the path is compared.
+    pub path_match: PathMatch,
+    /// What quotas do.
+    pub enforce: Enforce,
+    /// The answer format, by name.
+    pub format: String,
+    /// Tokens reserved for each message before anything is known.
+    pub reserve_tokens: u64,
+    /// The largest request body that can be inspected.
+    pub max_body_bytes: usize,
+}

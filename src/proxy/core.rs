@@ -1,0 +1,135 @@
+//! What every worker shares: the policy (swapped whole on reload), the quotas, the recorder.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio_util::task::TaskTracker;
+
+use super::config::{IdentifyConfig, RouteConfig, ServerConfig, UpstreamConfig};
+use super::identify::Rules;
+use super::route::Table;
+use crate::meter::Counter;
+use crate::meter::{self, Formats};
+use crate::model::price::PriceTable;
+use crate::model::tenant::TenantId;
+use crate::quota::{Enforcer, Entitlement, Plans};
+use crate::record::Recorder;
+use crate::telemetry::Metrics;
+use crate::tenant::{Answer, Directory};
+
+/// What a reload can change.
+#[derive(Debug)]
+pub struct Policy {
+    pub(crate) routes: Table,
+    pub(crate) rules: Rules,
+    pub(crate) plans: Arc<Plans>,
+    pub(crate) prices: PriceTable,
+    pub(crate) meter: meter::Config,
+}
+
+/// What a policy is made of.
+#[derive(Debug)]
+pub struct PolicyParts<'a> {
+    /// The metered routes.
+    pub routes: &'a [RouteConfig],
+    /// Answer formats by name.
+    pub formats: &'a Formats,
+    /// How tenants are named.
+    pub identify: &'a IdentifyConfig,
+    /// Who may use how much.
+    pub plans: Arc<Plans>,
+    /// What tokens cost.
+    pub prices: PriceTable,
+    /// Bounds of metering.
+    pub meter: meter::Config,
+}
+
+/// A policy that can't work; one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Something about the routes.
+    #[error("{0}")]
+    Routes(String),
+    /// Something about the tenant sources.
+    #[error("{0}")]
+    Sources(String),
+}
+
+impl PolicyError {
+    /// The config key that it is about.
+    pub fn key(&self) -> &'static str {
+        match self {
+            PolicyError::Routes(_) => "routes",
+            PolicyError::Sources(_) => "tenant.sources",
+        }
+    }
+}
+
+impl Policy {
+    /// Checks and compiles a policy.
+    pub fn new(parts: PolicyParts<'_>) -> Result<Self, PolicyError> {
+        Ok(Self {
+            routes: Table::new(parts.routes, parts.formats).map_err(PolicyError::Routes)?,
+            rules: Rules::new(parts.identify).map_err(PolicyError::Sources)?,
+            plans: parts.plans,
+            prices: parts.prices,
+            meter: parts.meter,
+        })
+    }
+}
+
+impl Policy {
+    /// A tenant's limits under this policy.
+    pub(crate) async fn entitlement(
+        &self,
+        directory: &Arc<Directory>,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Entitlement {
+        let plan = match &self.rules.plan_query {
+            Some(query) => match directory.look_up(query, tenant.as_str()).await {
+                Answer::Known(plan) => Some(plan),
+                Answer::Absent | Answer::Unavailable => None,
+            },
+            None => None,
+        };
+        self.plans.entitlement(tenant, plan.as_deref(), now)
+    }
+}
+
+/// What every worker shares.
+#[derive(Debug)]
+pub struct Core {
+    /// Swapped whole on reload; an exchange keeps the one it began with.
+    pub policy: ArcSwap<Policy>,
+    /// Who is calling.
+    pub directory: Arc<Directory>,
+    /// What is left.
+    pub enforcer: Arc<Enforcer>,
+    /// What happened.
+    pub recorder: Recorder,
+    /// Counts text off the reactor.
+    pub counter: Counter,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// The public listener's limits.
+    pub server: ServerConfig,
+    /// The service behind.
+    pub upstream: UpstreamConfig,
+    /// Set while quotas can't be checked and the config says to refuse then.
+    pub refusing: AtomicBool,
+    /// Set once the drain limit has run out: what is dropped from then on was cut by us.
+    pub cutting: AtomicBool,
+    /// Settlements that outlive their connection. Closed and waited for at the stop.
+    pub tasks: TaskTracker,
+}
+
+impl Core {
+    /// A tenant's limits: its plan by the service's database or the last that it said, else the default plan.
+    pub async fn entitlement(&self, tenant: &TenantId, now: Timestamp) -> (Entitlement, Arc<Plans>) {
+        let policy = self.policy.load_full();
+        (policy.entitlement(&self.directory, tenant, now).await, policy.plans.clone())
+    }
+}

@@ -1,0 +1,131 @@
+//! Why a request gets an answer from the gateway instead of the upstream's, and what that is in HTTP: the one place
+//! where a failure is given its status, its code and its sentence.
+
+use http::StatusCode;
+
+use crate::model::window::Window;
+use crate::quota::Refusal;
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+    Us,
+}
+
+/// Why a request gets an answer from the gateway instead of the upstream's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Not HTTP as it should be.
+    Malformed(&'static str),
+    /// CONNECT or TRACE.
+    MethodRefused,
+    /// The body broke off, or its framing is wrong.
+    BodyBroken,
+    /// The body paused for longer than the idle limit.
+    BodyTimeout,
+    /// The body is larger than what can be inspected.
+    BodyTooLarge { limit: usize },
+    /// The body's `Content-Encoding` can't be decoded for inspection.
+    UnsupportedEncoding,
+    /// No source named a tenant.
+    TenantUnidentified(&'static str),
+    /// A bearer token that does not verify.
+    TokenInvalid,
+    /// A token that contradicts the session.
+    TenantMismatch,
+    /// Over quota.
+    OverQuota(Box<Refusal>),
+    /// No connection to the upstream, or it broke before an answer.
+    UpstreamUnreachable,
+    /// The upstream took too long to answer.
+    UpstreamTimeout,
+    /// The gateway is stopping.
+    Draining,
+    /// Quotas can't be checked, and the config says to refuse then.
+    QuotaUnavailable,
+}
+
+impl Failure {
+    pub(crate) fn side(&self) -> Side {
+        match self {
+            Failure::UpstreamUnreachable | Failure::UpstreamTimeout => Side::Upstream,
+            Failure::Draining | Failure::QuotaUnavailable => Side::Us,
+            _ => Side::Client,
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
+            Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Failure::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Failure::TokenInvalid => StatusCode::UNAUTHORIZED,
+            Failure::TenantMismatch => StatusCode::FORBIDDEN,
+            Failure::OverQuota(_) => StatusCode::TOO_MANY_REQUESTS,
+            Failure::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Failure::Draining | Failure::QuotaUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The `code` that programs go by.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Failure::Malformed(_) => "bad_request",
+            Failure::MethodRefused => "method_not_allowed",
+            Failure::BodyBroken => "body_incomplete",
+            Failure::BodyTimeout => "body_timeout",
+            Failure::BodyTooLarge { .. } => "body_too_large",
+            Failure::UnsupportedEncoding => "unsupported_encoding",
+            Failure::TenantUnidentified(_) => "tenant_unidentified",
+            Failure::TokenInvalid => "token_invalid",
+            Failure::TenantMismatch => "tenant_mismatch",
+            Failure::OverQuota(refusal) if refusal.standing.dimension.window == Window::Minute => {
+                "rate_limited"
+            }
+            Failure::OverQuota(_) => "quota_exceeded",
+            Failure::UpstreamUnreachable => "upstream_unreachable",
+            Failure::UpstreamTimeout => "upstream_timeout",
+            Failure::Draining => "draining",
+            Failure::QuotaUnavailable => "quota_unavailable",
+        }
+    }
+
+    /// The sentence that people read.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Failure::Malformed(why) => format!("Bad request: {why}."),
+            Failure::MethodRefused => "This method is not allowed here.".into(),
+            Failure::BodyBroken => "The request body ended before it was complete.".into(),
+            Failure::BodyTimeout => "The request body took too long to arrive.".into(),
+            Failure::BodyTooLarge { limit } => format!("The request body is larger than {limit} bytes."),
+            Failure::UnsupportedEncoding => {
+                "The request body's Content-Encoding is not supported: send it as gzip, deflate, br, zstd or plain."
+                    .into()
+            }
+            Failure::TenantUnidentified(why) => format!("The tenant of this call could not be named: {why}."),
+            Failure::TokenInvalid => "The bearer token is invalid or has expired.".into(),
+            Failure::TenantMismatch => "The bearer token does not belong to this session's tenant.".into(),
+            Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded".into(),
+            Failure::OverQuota(_) => "Quota exceeded. Please upgrade your plan.".into(),
+            Failure::UpstreamUnreachable => "The service could not be reached. Please try again.".into(),
+            Failure::UpstreamTimeout => "The service took too long to answer. Please try again.".into(),
+            Failure::Draining => "The gateway is restarting. Please try again.".into(),
+            Failure::QuotaUnavailable => "Quotas can't be checked right now. Please try again.".into(),
+        }
+    }
+
+    /// Whether the rest of the client's body is unread, so that its connection can't go on.
+    pub(crate) fn leaves_body_unread(&self) -> bool {
+        matches!(
+            self,
+            Failure::BodyBroken | Failure::BodyTimeout | Failure::BodyTooLarge { .. } | Failure::Malformed(_)
+        )
+    }
+}

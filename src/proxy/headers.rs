@@ -1,0 +1,263 @@
+//! What a proxy takes off a message and puts on it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Version, uri};
+use ipnet::IpNet;
+use uuid::Uuid;
+
+/// `x-request-id`
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The longest `x-request-id` that is kept.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Removes what concerns one connection only (RFC 9110 §7.6.1): the fields of the standard, and those that
+/// `Connection` names.
+///
+/// A field that says who calls, where to, or how long the message is can't be removed by naming it in `Connection`:
+/// a client could otherwise have the gateway read one tenant and the service another. `TE: trailers` stays, since
+/// trailers are passed on.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .filter(|name| !is_end_to_end(name) && !tenant_headers.contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::UPGRADE);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    headers.remove(header::PROXY_AUTHENTICATE);
+    if let Some(te) = headers.remove(header::TE) {
+        let trailers =
+            te.to_str().is_ok_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")));
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+fn is_end_to_end(name: &HeaderName) -> bool {
+    const KEPT: [HeaderName; 13] = [
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::HOST,
+        header::ORIGIN,
+        header::CONTENT_LENGTH,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::TE,
+        X_REQUEST_ID,
+        X_FORWARDED_FOR,
+        X_FORWARDED_PROTO,
+        X_FORWARDED_HOST,
+        X_REAL_IP,
+    ];
+    KEPT.contains(name)
+}
+
+/// Who stands at the other end of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The peer of the connection.
+    pub(crate) peer: IpAddr,
+    /// The client: the peer, or whom a trusted proxy names.
+    pub(crate) client: IpAddr,
+}
+
+/// Sets the forwarding headers, and finds the client.
+///
+/// What the client itself says of its address, scheme or host is believed only when it is a trusted proxy; else it
+/// is replaced, so that the service behind never reads a forged one.
+pub(crate) fn set_forwarding(headers: &mut HeaderMap, peer: SocketAddr, trusted: &[IpNet]) -> Caller {
+    let peer = peer.ip().to_canonical();
+    let believed = is_in(trusted, peer);
+    let mut client = peer;
+    let mut chain = String::new();
+    if believed {
+        let said: Vec<&str> =
+            headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+        client = first_untrusted(&said, trusted).unwrap_or(peer);
+        for part in said {
+            chain.push_str(part);
+            chain.push_str(", ");
+        }
+    } else {
+        headers.remove(X_REAL_IP);
+        headers.remove(header::FORWARDED);
+    }
+    use std::fmt::Write;
+    let _ = write!(chain, "{peer}");
+    if let Ok(value) = HeaderValue::try_from(chain) {
+        headers.insert(X_FORWARDED_FOR, value);
+    }
+    if !believed || !headers.contains_key(&X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !believed || !headers.contains_key(&X_FORWARDED_HOST) {
+        match headers.get(header::HOST).cloned() {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
+    Caller { peer, client }
+}
+
+/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote.
+fn first_untrusted(said: &[&str], trusted: &[IpNet]) -> Option<IpAddr> {
+    let parts = said.iter().rev().flat_map(|value| value.rsplit(','));
+    let mut last = None;
+    for part in parts {
+        let address: IpAddr = part.trim().parse().ok()?;
+        last = Some(address);
+        if !is_in(trusted, address) {
+            break;
+        }
+    }
+    last
+}
+
+/// Whether `address` lies in one of `nets`.
+pub(crate) fn is_in(nets: &[IpNet], address: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&address))
+}
+
+/// The id of the exchange: the client's, when it is 1 to 128 visible ASCII characters, else a new UUIDv7.
+pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    let usable = |value: &HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    let given = headers.get(X_REQUEST_ID).filter(|value| usable(value)).cloned();
+    let id = given.unwrap_or_else(|| {
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let text: &str = Uuid::now_v7().hyphenated().encode_lower(&mut text);
+        HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    });
+    headers.insert(X_REQUEST_ID, id.clone());
+    id
+}
+
+/// What makes a request one that must not be forwarded: a missing, repeated or malformed `Host` (RFC 9112 §3.2).
+pub(crate) fn check_host(
+    version: Version,
+    target: &http::Uri,
+    headers: &HeaderMap,
+) -> Result<(), &'static str> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let first = hosts.next();
+    if hosts.next().is_some() {
+        return Err("the Host header is repeated");
+    }
+    match first {
+        None if version == Version::HTTP_11 => Err("the Host header is missing"),
+        None => Ok(()),
+        Some(host) if host.is_empty() && target.authority().is_none() => Ok(()),
+        Some(host) => {
+            uri::Authority::try_from(host.as_bytes()).map(|_| ()).map_err(|_| "the Host header is malformed")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_so_do_those_that_connection_names() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret-Hop"),
+            ("x-secret-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers, deflate"),
+            ("x-kept", "1"),
+        ]);
+        remove_hop_by_hop(&mut headers, &[]);
+        assert_eq!(headers, map(&[("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn fault_16_connection_cannot_take_the_credentials_or_the_tenant_away() {
+        let tenant = HeaderName::from_static("x-tenant-id");
+        let mut headers = map(&[
+            ("connection", "x-tenant-id, authorization, host, content-length"),
+            ("x-tenant-id", "tn_one"),
+            ("authorization", "Bearer x"),
+            ("host", "a"),
+            ("content-length", "2"),
+        ]);
+        remove_hop_by_hop(&mut headers, &[tenant]);
+        assert_eq!(headers.len(), 4);
+    }
+
+    #[test]
+    fn fault_90_a_forged_forwarding_header_is_replaced() {
+        let mut headers =
+            map(&[("x-forwarded-for", "1.1.1.1"), ("x-real-ip", "1.1.1.1"), ("host", "shop.example")]);
+        let caller = set_forwarding(&mut headers, "9.9.9.9:1".parse().unwrap(), &[]);
+        assert_eq!(caller.client.to_string(), "9.9.9.9");
+        assert_eq!(headers["x-forwarded-for"], "9.9.9.9");
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        assert!(!headers.contains_key("x-real-ip"));
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_up_to_the_first_stranger() {
+        let trusted = nets(&["10.0.0.0/8"]);
+        let mut headers = map(&[("x-forwarded-for", "6.6.6.6, 7.7.7.7"), ("x-forwarded-for", "10.0.0.2")]);
+        headers.insert("x-forwarded-proto", "https".parse().unwrap());
+        let caller = set_forwarding(&mut headers, "10.0.0.1:1".parse().unwrap(), &trusted);
+        assert_eq!(caller.client.to_string(), "7.7.7.7");
+        assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 7.7.7.7, 10.0.0.2, 10.0.0.1");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn a_request_id_that_could_harm_a_log_is_replaced() {
+        assert_eq!(request_id(&mut map(&[("x-request-id", "abc-1")])), "abc-1");
+        for bad in ["", "a b", &"a".repeat(129)] {
+            assert_eq!(request_id(&mut map(&[("x-request-id", bad)])).len(), 36, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn fault_9_a_missing_repeated_or_malformed_host_is_refused() {
+        let target = http::Uri::from_static("/");
+        let check = |headers: &HeaderMap| check_host(Version::HTTP_11, &target, headers);
+        assert!(check(&map(&[("host", "a.example:80")])).is_ok());
+        assert!(check(&map(&[])).is_err());
+        assert!(check(&map(&[("host", "a"), ("host", "a")])).is_err());
+        assert!(check(&map(&[("host", "a b")])).is_err());
+        assert!(check_host(Version::HTTP_10, &target, &map(&[])).is_ok());
+    }
+}

@@ -1,0 +1,264 @@
+//! The public listener: one acceptor, which hands each connection to the worker with the fewest.
+//!
+//! A worker is a thread with a reactor and an upstream pool of its own: a request is served start to end by one
+//! thread, so nothing is handed between cores on its way. The acceptor spreads connections itself, since the kernel's
+//! ways of sharing a listener leave workers unevenly loaded.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::core::Core;
+use super::server::Worker;
+
+/// Connections that wait in the kernel while the acceptor is busy.
+const BACKLOG: i32 = 4096;
+
+/// Connections handed to a worker that it has not begun with.
+const HANDOVER: usize = 1024;
+
+/// A bound listener that does not accept yet.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `address` within a tokio runtime.
+    pub fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = TcpListener::from_std(socket.into())?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
+    /// The bound address, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// The running data path.
+#[derive(Debug)]
+pub struct Proxy {
+    core: Arc<Core>,
+    workers: Vec<WorkerHandle>,
+    accepting: tokio::task::JoinHandle<()>,
+    drain: CancellationToken,
+}
+
+#[derive(Debug)]
+struct WorkerHandle {
+    connections: mpsc::Sender<Accepted>,
+    open: Arc<AtomicUsize>,
+    thread: thread::JoinHandle<()>,
+}
+
+type Accepted = (std::net::TcpStream, SocketAddr);
+
+impl Proxy {
+    /// Starts the workers and accepts. An error is one sentence.
+    pub fn start(listener: Listener, core: Arc<Core>) -> Result<Self, String> {
+        let count = match core.server.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        let drain = CancellationToken::new();
+        let workers = (0..count)
+            .map(|number| WorkerHandle::start(number, core.clone(), drain.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let targets =
+            workers.iter().map(|worker| (worker.connections.clone(), worker.open.clone())).collect();
+        let accepting = tokio::spawn(accept(listener.socket, core.clone(), targets, drain.clone()));
+        Ok(Self { core, workers, accepting, drain })
+    }
+
+    /// Stops accepting and lets the exchanges in flight go on for at most `limit`; what is left then is cut and
+    /// recorded as such. Returns when every worker is gone and every settlement is handed to the recorder.
+    pub async fn stop(self, limit: impl Future<Output = ()>) {
+        self.drain.cancel();
+        let _ = self.accepting.await;
+        let open: Vec<_> = self.workers.iter().map(|worker| worker.open.clone()).collect();
+        let core = self.core.clone();
+        let idle = async {
+            while open.iter().any(|open| open.load(Ordering::Acquire) > 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = idle => {}
+            () = limit => {
+                let left: usize = open.iter().map(|open| open.load(Ordering::Acquire)).sum();
+                tracing::warn!(connections = left, "the drain limit ran out: cutting what is left");
+                core.cutting.store(true, Ordering::Relaxed);
+            }
+        }
+        let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
+        let _ = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        })
+        .await;
+    }
+}
+
+impl WorkerHandle {
+    fn start(number: usize, core: Arc<Core>, drain: CancellationToken) -> Result<Self, String> {
+        let (connections, incoming) = mpsc::channel(HANDOVER);
+        let open = Arc::new(AtomicUsize::new(0));
+        let counter = open.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(8)
+            .build()
+            .map_err(|error| format!("a worker's reactor can't be made: {error}"))?;
+        let worker = {
+            let _entered = runtime.enter();
+            Arc::new(Worker::new(core.clone())?)
+        };
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || runtime.block_on(work(worker, incoming, counter, drain)))
+            .map_err(|error| format!("a worker can't be started: {error}"))?;
+        Ok(Self { connections, open, thread })
+    }
+}
+
+/// A worker's life: connections come in until the drain, then the last of them are waited for or cut.
+async fn work(
+    worker: Arc<Worker>,
+    mut incoming: mpsc::Receiver<Accepted>,
+    open: Arc<AtomicUsize>,
+    drain: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    let core = worker.core.clone();
+    let cut = CancellationToken::new();
+    while let Some((stream, peer)) = incoming.recv().await {
+        let guard = OpenGuard { open: open.clone(), core: core.clone() };
+        let Ok(stream) = TcpStream::from_std(stream) else { continue };
+        let (worker, drain, cut) = (worker.clone(), drain.clone(), cut.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                () = worker.serve(stream, peer, drain) => {}
+                () = cut.cancelled() => {}
+            }
+            drop(guard);
+        });
+    }
+    connections.close();
+    let cutting = async {
+        while !core.cutting.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = connections.wait() => {}
+        () = cutting => {
+            cut.cancel();
+            connections.wait().await;
+        }
+    }
+    // Upgraded connections and late counts live on in tasks of this runtime.
+    core.tasks.close();
+    core.tasks.wait().await;
+}
+
+/// Counts a connection for as long as it is handed over or open.
+struct OpenGuard {
+    open: Arc<AtomicUsize>,
+    core: Arc<Core>,
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        self.core.metrics.connections.dec();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    core: Arc<Core>,
+    workers: Vec<(mpsc::Sender<Accepted>, Arc<AtomicUsize>)>,
+    drain: CancellationToken,
+) {
+    let mut backoff = Duration::ZERO;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff = Duration::ZERO;
+                hand_over(stream, peer, &core, &workers);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                // Most likely no file descriptors are left: without a pause the loop would spin.
+                backoff = (backoff * 2).clamp(Duration::from_millis(10), Duration::from_secs(1));
+                tracing::error!(%error, "connections can't be accepted; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(backoff) => {}
+                    () = drain.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+fn hand_over(
+    stream: TcpStream,
+    peer: SocketAddr,
+    core: &Core,
+    workers: &[(mpsc::Sender<Accepted>, Arc<AtomicUsize>)],
+) {
+    let loads = workers.iter().map(|(_, open)| open.load(Ordering::Relaxed));
+    if loads.sum::<usize>() >= core.server.max_connections {
+        core.metrics.connections_refused.inc();
+        return;
+    }
+    let Some((worker, open)) = workers.iter().min_by_key(|(_, open)| open.load(Ordering::Relaxed)) else {
+        return;
+    };
+    let prepared = prepare(stream, core.upstream.idle_timeout);
+    let Ok(stream) = prepared else { return };
+    open.fetch_add(1, Ordering::AcqRel);
+    core.metrics.connections.inc();
+    if worker.try_send((stream, peer)).is_err() {
+        open.fetch_sub(1, Ordering::AcqRel);
+        core.metrics.connections.dec();
+        core.metrics.connections_refused.inc();
+    }
+}
+
+/// Small writes leave at once; a peer that takes nothing for longer than the idle limit is given up by the kernel
+/// (TCP_USER_TIMEOUT, where there is one), so a client that never reads can't hold an answer for ever.
+fn prepare(stream: TcpStream, idle: Duration) -> std::io::Result<std::net::TcpStream> {
+    stream.set_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(idle))?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = idle;
+    stream.into_std()
+}
+
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

@@ -1,0 +1,187 @@
+//! One connection: HTTP/1.1 or HTTP/2, and what each request on it gets.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::Guard;
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::body::{Body, RequestBody};
+use super::core::Core;
+use super::exchange::Exchange;
+use super::failure::{Failure, Side};
+use super::headers::{check_host, request_id, set_forwarding};
+use super::passing::pass;
+use super::reply::reply;
+use super::settlement::Arrival;
+use super::upstream::Upstream;
+use crate::telemetry::bump;
+
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4); no HTTP/1 method begins so.
+const H2_PREFACE: &[u8; 4] = b"PRI ";
+
+/// A worker's view of the gateway.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) core: Arc<Core>,
+    pub(crate) upstream: Upstream,
+    http1: hyper::server::conn::http1::Builder,
+    http2: hyper::server::conn::http2::Builder<TokioExecutor>,
+}
+
+impl Worker {
+    pub(crate) fn new(core: Arc<Core>) -> Result<Self, String> {
+        let upstream = Upstream::new(&core.upstream)?;
+        let server = &core.server;
+        let mut http1 = hyper::server::conn::http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(server.header_timeout)
+            .max_headers(server.max_headers)
+            .max_header_size(server.max_header_bytes)
+            .max_buf_size(server.max_header_bytes.max(64 * 1024))
+            .preserve_header_case(true)
+            .pipeline_flush(true);
+        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(server.header_timeout);
+        Ok(Self { core, upstream, http1, http2 })
+    }
+
+    /// Serves a connection to its end; after `drain`, to the end of the exchanges in flight.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        drain: CancellationToken,
+    ) {
+        let h2 = match tokio::time::timeout(self.core.server.header_timeout, speaks_h2(&stream)).await {
+            Ok(Ok(h2)) => h2,
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let worker = self.clone();
+        let service = service_fn(move |request| {
+            let worker = worker.clone();
+            async move { Ok::<_, Infallible>(worker.handle(request, peer).await) }
+        });
+        let io = TokioIo::new(stream);
+        // The two kinds of connection have no type in common.
+        macro_rules! run {
+            ($connection:expr) => {{
+                let mut connection = std::pin::pin!($connection);
+                let result = tokio::select! {
+                    result = connection.as_mut() => result,
+                    () = drain.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(error) = result {
+                    self.ended(&error);
+                }
+            }};
+        }
+        if h2 {
+            run!(self.http2.serve_connection(io, service));
+        } else {
+            run!(self.http1.serve_connection(io, service).with_upgrades());
+        }
+    }
+
+    fn ended(&self, error: &hyper::Error) {
+        if error.is_parse() {
+            self.core.metrics.bad_requests.inc();
+            tracing::debug!(%error, "a request was not HTTP");
+        }
+    }
+
+    /// Answers one request, whatever it is.
+    async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        if let Err(failure) = check(&request) {
+            self.core.metrics.bad_requests.inc();
+            return self.reply(&failure, None, request.headers().get(header::ORIGIN));
+        }
+        if self.core.cutting.load(Ordering::Relaxed) {
+            return self.reply(&Failure::Draining, None, request.headers().get(header::ORIGIN));
+        }
+        let policy = self.core.policy.load();
+        let (mut head, body) = request.into_parts();
+        let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
+        let id = request_id(&mut head.headers);
+        policy.rules.strip_untrusted(&mut head.headers, caller.peer);
+        let origin = head.headers.get(header::ORIGIN).cloned();
+        let answer = match policy.routes.find(&head.method, head.uri.path()).cloned() {
+            Some(route) => {
+                let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
+                let (core, upstream) = (&self.core, &self.upstream);
+                Exchange { core, upstream, policy, route, caller, id: id.clone(), arrival }
+                    .run(head, body)
+                    .await
+            }
+            None => {
+                drop(policy);
+                self.pass(head, body).await
+            }
+        };
+        answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref()))
+    }
+
+    async fn pass(&self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+        let core = &self.core;
+        core.metrics.passed_through.inc();
+        let (body, fault) = RequestBody::passing(body, core.upstream.idle_timeout);
+        let request = Request::from_parts(head, body);
+        pass(&self.upstream, &core.policy.load_full(), request, fault, core.upstream.idle_timeout).await
+    }
+
+    fn reply(
+        &self,
+        failure: &Failure,
+        id: Option<HeaderValue>,
+        origin: Option<&HeaderValue>,
+    ) -> Response<Body> {
+        bump(&self.core.metrics.replies, "code", failure.code());
+        if failure.side() == Side::Upstream {
+            tracing::warn!(code = failure.code(), id = ?id, "the upstream failed a request");
+        }
+        let mut fresh = header::HeaderMap::new();
+        let id = id.unwrap_or_else(|| request_id(&mut fresh));
+        reply(failure, &id, origin, jiff::Timestamp::now())
+    }
+}
+
+/// What must not be forwarded: hyper has checked the framing, we check the rest.
+fn check(request: &Request<Incoming>) -> Result<(), Failure> {
+    let method = request.method();
+    if method == Method::CONNECT || method == Method::TRACE {
+        return Err(Failure::MethodRefused);
+    }
+    if request.uri().path() == "*" && method != Method::OPTIONS {
+        return Err(Failure::Malformed("only OPTIONS may ask for *"));
+    }
+    check_host(request.version(), request.uri(), request.headers()).map_err(Failure::Malformed)
+}
+
+/// Looks at a connection's first bytes without taking them.
+async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut first = [0; H2_PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        if seen == H2_PREFACE.len() || first[..seen] != H2_PREFACE[..seen] || seen == 0 {
+            return Ok(first == *H2_PREFACE);
+        }
+        // A few bytes that may become either: they stay readable, so waiting for readiness would spin.
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,152 @@
+//! The tap: an answer's body on its way to the client, watched by a meter.
+//!
+//! Constraints:
+//! 1. Frames go on as they come, unchanged and unbuffered. Only what ends the answer is held, until its event is in
+//!    the journal: the end of the stream, the trailers, or the frame that completes a declared length (a client that
+//!    counts bytes has seen the whole answer with that frame).
+//! 2. A body ends in one of six ways, and each is told to the settlement once: end of stream, end with trailers, end
+//!    with the frame that completes it, an error, dropped, or already over when it began.
+
+use std::fmt;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::body::{Body, BodyError, Idle, poll_frame_within};
+use super::settlement::Settlement;
+use crate::model::event::Outcome;
+
+/// A watched body.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    upstream: Incoming,
+    idle: Idle,
+    state: State,
+}
+
+type FrameResult = Result<Frame<Bytes>, BodyError>;
+
+enum State {
+    /// Frames pass. The first may have been read already, when the answer's head was.
+    Flowing {
+        first: Option<Option<FrameResult>>,
+        settlement: Settlement,
+    },
+    /// The end is held until its event is in the journal.
+    Ending {
+        settling: BoxFuture<'static, ()>,
+        last: Option<FrameResult>,
+    },
+    Over,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Flowing { .. } => "flowing",
+            State::Ending { .. } => "ending",
+            State::Over => "over",
+        })
+    }
+}
+
+/// Taps an answer's body.
+///
+/// An answer that is already here whole, and says what it used, is settled at once: head and body then leave in one
+/// write. Otherwise the head leaves now, and the tap watches the rest.
+pub(crate) async fn tap(
+    mut upstream: Incoming,
+    mut settlement: Settlement,
+    idle: std::time::Duration,
+) -> Body {
+    if upstream.is_end_stream() {
+        settlement.finish(Outcome::Completed).await;
+        return Body::Empty;
+    }
+    let first = match upstream.frame().now_or_never() {
+        Some(Some(Ok(frame))) => {
+            if let (Some(data), true) = (frame.data_ref(), upstream.is_end_stream()) {
+                let data = data.clone();
+                settlement.observe(&data);
+                if !settlement.may_count() {
+                    settlement.finish(Outcome::Completed).await;
+                    return Body::whole(data);
+                }
+                let settling = settlement.finish(Outcome::Completed).boxed();
+                let state = State::Ending { settling, last: Some(Ok(Frame::data(data))) };
+                return Body::Tapped(Box::new(Tap { upstream, idle: Idle::new(idle), state }));
+            }
+            Some(Some(Ok(frame)))
+        }
+        Some(other) => Some(other.map(|frame| frame.map_err(BodyError::Broken))),
+        None => None,
+    };
+    let state = State::Flowing { first, settlement };
+    Body::Tapped(Box::new(Tap { upstream, idle: Idle::new(idle), state }))
+}
+
+impl Tap {
+    /// The next frame, or the end once it may be seen.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
+        loop {
+            match &mut self.state {
+                State::Flowing { first, settlement } => {
+                    let frame = match first.take() {
+                        Some(read) => read,
+                        None => ready!(poll_frame_within(&mut self.upstream, &mut self.idle, cx)),
+                    };
+                    if let Some(Ok(frame)) = &frame {
+                        if let Some(data) = frame.data_ref() {
+                            settlement.observe(data);
+                        }
+                    }
+                    let outcome = match &frame {
+                        Some(Ok(passing)) if passing.is_data() && !self.upstream.is_end_stream() => {
+                            return Poll::Ready(frame);
+                        }
+                        Some(Ok(_)) | None => Outcome::Completed,
+                        Some(Err(BodyError::Idle)) => Outcome::Timeout,
+                        Some(Err(BodyError::Broken(_))) => Outcome::UpstreamError,
+                    };
+                    let State::Flowing { settlement, .. } = std::mem::replace(&mut self.state, State::Over)
+                    else {
+                        return Poll::Ready(None);
+                    };
+                    self.state = State::Ending { settling: settlement.finish(outcome).boxed(), last: frame };
+                }
+                State::Ending { settling, last } => {
+                    ready!(settling.as_mut().poll(cx));
+                    let last = last.take();
+                    self.state = State::Over;
+                    return Poll::Ready(last);
+                }
+                State::Over => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Whether nothing more comes, and the settlement is done.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// What is still to come: what the upstream announces, and what is held here.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let held = match &self.state {
+            State::Flowing { first: Some(Some(Ok(frame))), .. }
+            | State::Ending { last: Some(Ok(frame)), .. } => {
+                frame.data_ref().map_or(0, |data| data.len() as u64)
+            }
+            _ => 0,
+        };
+        match self.upstream.size_hint().exact() {
+            Some(rest) => SizeHint::with_exact(rest + held),
+            None => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Amounts taken for one exchange, from admission to settlement.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use smallvec::SmallVec;
+
+use crate::model::quota::{Amounts, Charge, Standing};
+use crate::telemetry::Metrics;
+
+use super::ledger::{Admission, Ledger, Refusal, Standings};
+
+/// A tenant's ledger, shared by its exchanges.
+///
+/// A std mutex: it is held for some arithmetic and over no `.await`, where an async one would only cost more.
+#[derive(Debug, Default)]
+pub(super) struct Tenant(Mutex<Ledger>);
+
+impl Tenant {
+    /// The ledger. One whose holder panicked is still whole: no step of it can panic half done.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Amounts taken for one exchange. Settled once; dropped unsettled it gives everything back.
+#[derive(Debug)]
+pub struct Reservation {
+    tenant: Arc<Tenant>,
+    metrics: Arc<Metrics>,
+    amounts: Amounts,
+    standings: Standings,
+    /// The turn of each standing's window.
+    turns: SmallVec<[u16; 4]>,
+    would_refuse: Option<Box<Refusal>>,
+    open: bool,
+}
+
+impl Reservation {
+    /// Takes charge of what the ledger took for an exchange.
+    pub(super) fn new(
+        tenant: Arc<Tenant>,
+        metrics: Arc<Metrics>,
+        amounts: Amounts,
+        admission: Admission,
+        would_refuse: Option<Box<Refusal>>,
+    ) -> Self {
+        metrics.reservations.inc();
+        let Admission { mut standings, turns, .. } = admission;
+        for standing in &mut standings {
+            standing.used = standing.used.saturating_add(amounts.of(standing.dimension.unit));
+        }
+        Self { tenant, metrics, amounts, standings, turns, would_refuse, open: true }
+    }
+
+    /// What was reserved.
+    pub fn amounts(&self) -> Amounts {
+        self.amounts
+    }
+
+    /// How the tenant stood at admission, this reservation included, in every dimension that it has.
+    pub fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+
+    /// In shadow mode: what would have been refused.
+    pub fn would_refuse(&self) -> Option<&Refusal> {
+        self.would_refuse.as_deref()
+    }
+
+    /// Replaces the reservation by what was used, and says what that adds to the live counters: one charge for each
+    /// dimension, limited or not, in the window of the reservation. Amounts of 0 make no charge.
+    pub fn settle(mut self, used: Amounts) -> Vec<Charge> {
+        self.close(used);
+        let charged = |standing: &&Standing| used.of(standing.dimension.unit) > 0;
+        let mut charges = Vec::with_capacity(self.standings.iter().filter(charged).count());
+        charges.extend(self.standings.iter().filter(charged).map(|standing| Charge {
+            dimension: standing.dimension,
+            window_start: standing.span.start,
+            window_end: standing.span.end,
+            amount: i64::try_from(used.of(standing.dimension.unit)).unwrap_or(i64::MAX),
+            limit: standing.limit,
+        }));
+        charges
+    }
+
+    fn close(&mut self, used: Amounts) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let mut ledger = self.tenant.ledger();
+        for (standing, turn) in self.standings.iter().zip(&self.turns) {
+            let unit = standing.dimension.unit;
+            ledger.settle(standing.dimension, *turn, self.amounts.of(unit), used.of(unit));
+        }
+        drop(ledger);
+        self.metrics.reservations.dec();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.close(Amounts::default());
+    }
+}

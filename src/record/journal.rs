@@ -1,0 +1,364 @@
+//! Opening and closing: the lock, what former runs left, the threads.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::event::Record;
+use crate::telemetry::Metrics;
+
+use super::aside::{DAMAGED, DEAD_LETTERS, Damaged, DeadLetters};
+use super::codec;
+use super::config::{Config, OpenError};
+use super::disk::{Disk, DiskFile, RealDisk};
+use super::log::{Log, Segment, State};
+use super::outlet::{Outlet, raw};
+use super::position::Position;
+use super::recorder::{Inbox, Recorder, lock};
+use super::segment::{self, NewerLayout, SegmentReader, Step};
+use super::shipper;
+use super::sink::EventSink;
+use super::syncer::{Syncer, Watch};
+use super::writer::{Parts, Writer, path, reap};
+
+/// The file that is locked.
+const LOCK: &str = "lock";
+/// The file of the acknowledged position.
+pub(super) const POSITION: &str = "position";
+/// A journal is cut into at least this many segments, so that a full one gets room by and by.
+const SEGMENTS_AT_LEAST: u64 = 4;
+
+/// The journal and what belongs to it. Share it as an `Arc`.
+#[derive(Debug)]
+pub struct Journal {
+    outlet: Arc<Outlet>,
+    opened: Opened,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    shipping: tokio::sync::Mutex<()>,
+    /// Held for as long as the journal is open.
+    lock: Mutex<Option<Arc<dyn DiskFile>>>,
+}
+
+/// What opening found of former runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Records that were not acknowledged.
+    pub records: u64,
+    /// Regions that were damaged or not readable by this release, kept in `damaged.jsonl`.
+    pub damaged: u64,
+    /// Bytes of records that a crash cut short; nobody was told that these were journaled.
+    pub torn_bytes: u64,
+    /// The segments that [`Journal::replay`] reads: number and size.
+    segments: Vec<(u64, u64)>,
+    /// The acknowledged position.
+    acked: u64,
+}
+
+/// How the journal is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalState {
+    /// Whether it can be written.
+    pub healthy: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Records that are not acknowledged.
+    pub records: u64,
+    /// Bytes of all segments.
+    pub bytes: u64,
+    /// How long ago the oldest unacknowledged record's event was.
+    pub oldest_age: Option<Duration>,
+    /// Records in the dead-letter file.
+    pub dead_letters: u64,
+    /// Records found damaged since the start.
+    pub damaged: u64,
+    /// Why the sink did not take the last batch.
+    pub shipping: Option<String>,
+}
+
+impl Journal {
+    /// Opens (or makes) the journal and starts its writer.
+    ///
+    /// Refuses when the directory can't be written or another process holds it. A disk that is merely full is no
+    /// reason to refuse: the journal starts unhealthy, and recovers.
+    pub fn open(config: Config, metrics: Arc<Metrics>) -> Result<(Recorder, Journal), OpenError> {
+        Self::open_on(Arc::new(RealDisk), config, metrics)
+    }
+
+    /// The same on another file system.
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        mut config: Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Recorder, Journal), OpenError> {
+        let dir = config.dir.clone();
+        let refuse = |e: io::Error| {
+            OpenError(format!(
+                "the journal directory {} can't be used: {e}; make it a directory that this user may write, or set another [data] dir",
+                dir.display()
+            ))
+        };
+        config.segment_bytes = config.segment_bytes.min(config.max_bytes / SEGMENTS_AT_LEAST).max(1);
+        disk.create_dir(&dir).map_err(refuse)?;
+        let lock = disk.open(&path(&config, LOCK)).map_err(refuse)?;
+        if !lock.lock().map_err(refuse)? {
+            return Err(OpenError(format!(
+                "the journal directory {} is held by another process; stop that one, or give this one another [data] dir",
+                dir.display()
+            )));
+        }
+        let journal = Self::start(disk, config, metrics, lock).map_err(refuse)?;
+        let recorder = Recorder::new(Arc::clone(&journal.outlet.parts.inbox));
+        Ok((recorder, journal))
+    }
+
+    fn start(
+        disk: Arc<dyn Disk>,
+        config: Config,
+        metrics: Arc<Metrics>,
+        lock: Arc<dyn DiskFile>,
+    ) -> io::Result<Self> {
+        let (position, acked) = Position::load(disk.open(&path(&config, POSITION))?)?;
+        let damaged = Damaged::open(disk.open(&path(&config, DAMAGED))?, config.max_bytes)?;
+        let dead_letters = DeadLetters::open(disk.open(&path(&config, DEAD_LETTERS))?, config.max_bytes)?;
+        let mut found = Found { opened: Opened { acked, ..Opened::default() }, ..Found::default() };
+        for number in segment_numbers(&*disk, &config.dir)? {
+            found.survey(&*disk, &config, number)?;
+        }
+        let last_seq = found.segments.iter().map(|s| s.last_seq).max().unwrap_or(0).max(acked);
+        let next_number = found.segments.last().map_or(0, |s| s.number) + 1;
+        let mut opened = found.opened;
+        let state = State::resume(found.segments, last_seq, acked, opened.records);
+        let parts = Arc::new(Parts {
+            log: Log::new(state, Arc::clone(&metrics), found.oldest),
+            inbox: Arc::new(Inbox::new(Arc::clone(&metrics))),
+            syncer: Syncer::new(Arc::clone(&disk), config.dir.clone()),
+            watch: Watch::default(),
+            disk,
+            config,
+            metrics,
+        });
+        let outlet = Arc::new(Outlet::new(Arc::clone(&parts), position, damaged, dead_letters));
+        for (segment, offset, bytes, reason, records) in &found.damage {
+            outlet.keep(segment, *offset, bytes, reason, *records);
+        }
+        opened.damaged = parts.log.damaged.load(Ordering::Relaxed);
+        reap(&parts);
+        let mut writer = Writer::new(Arc::clone(&parts), next_number, last_seq + 1);
+        match writer.begin() {
+            Err(e) if no_space(&e) => writer.begin_failing(e),
+            begun => begun?,
+        }
+        let threads = Mutex::new(spawn(&parts, writer)?);
+        if opened.records > 0 || opened.torn_bytes > 0 {
+            tracing::info!(
+                records = opened.records,
+                damaged = opened.damaged,
+                torn_bytes = opened.torn_bytes,
+                "the journal holds records of a former run"
+            );
+        }
+        Ok(Self {
+            outlet,
+            opened,
+            threads,
+            shipping: tokio::sync::Mutex::new(()),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// What opening found of former runs.
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// Calls `each` with every record that a former run left unacknowledged, in order. Reads the disk, so it blocks;
+    /// call it before [`Journal::ship`].
+    pub fn replay(&self, each: &mut dyn FnMut(&Record)) {
+        let parts = &self.outlet.parts;
+        for (number, bytes) in &self.opened.segments {
+            let path = parts.config.dir.join(segment::name(*number));
+            let replayed = parts.disk.read(&path).and_then(|file| {
+                let Ok(mut reader) = SegmentReader::new(file)? else { return Ok(()) };
+                loop {
+                    match reader.next(*bytes)? {
+                        Step::End => return Ok(()),
+                        Step::Damage(_) => {}
+                        Step::Frame(_, frame) if frame.seq <= self.opened.acked => {}
+                        Step::Frame(_, frame) => {
+                            if let Ok(record) = frame.record() {
+                                each(&record);
+                            }
+                        }
+                    }
+                }
+            });
+            if let Err(e) = replayed {
+                tracing::error!(segment = %path.display(), error = %e, "a segment of a former run can't be replayed");
+            }
+        }
+    }
+
+    /// Ships until `stop`, then what is left until `deadline` after it; returns when nothing is left or time is up.
+    ///
+    /// One call at a time: a second waits for the first.
+    pub async fn ship(&self, sink: Arc<dyn EventSink>, stop: CancellationToken, deadline: Duration) {
+        let _alone = self.shipping.lock().await;
+        shipper::ship(&self.outlet, sink, stop, deadline).await;
+    }
+
+    /// How the journal is. Cheap.
+    pub fn state(&self) -> JournalState {
+        let log = &self.outlet.parts.log;
+        let (reason, records, bytes) = log.with(|state| (state.fault.clone(), state.records, state.bytes()));
+        let since =
+            |then: Timestamp| Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or_default();
+        JournalState {
+            healthy: reason.is_none(),
+            reason,
+            records,
+            bytes,
+            oldest_age: log.oldest().map(since),
+            dead_letters: log.dead_letters.load(Ordering::Relaxed),
+            damaged: log.damaged.load(Ordering::Relaxed),
+            shipping: lock(&log.shipping_fault).clone(),
+        }
+    }
+
+    /// Writes and syncs what was handed over, and stops the writer. What is recorded afterwards is lost (and counted).
+    ///
+    /// Blocks until the disk has it: call it from `spawn_blocking`. Once is enough; dropping the journal does it, too.
+    pub fn close(&self) {
+        let parts = &self.outlet.parts;
+        parts.inbox.close();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let open = !threads.is_empty();
+        let mut helpers = threads.into_iter();
+        // The writer first: the helpers are there for it.
+        let writer_panicked = helpers.next().is_some_and(|writer| writer.join().is_err());
+        if writer_panicked {
+            tracing::error!("the journal's writer panicked");
+        }
+        parts.syncer.stop();
+        parts.watch.stop();
+        helpers.for_each(|helper| drop(helper.join()));
+        if open {
+            reap(parts);
+        }
+        *lock(&self.lock) = None;
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Vec<JoinHandle<()>>> {
+    let interval = parts.config.fsync_interval;
+    let mut threads = vec![thread::Builder::new().name("journal".into()).spawn(move || writer.run())?];
+    let watching = Arc::clone(parts);
+    let watch = move || watching.watch.run(&watching.inbox, &watching.log);
+    threads.push(thread::Builder::new().name("journal-watch".into()).spawn(watch)?);
+    if !interval.is_zero() {
+        let syncing = Arc::clone(parts);
+        let sync = move || syncing.syncer.run(interval, &syncing.inbox);
+        threads.push(thread::Builder::new().name("journal-sync".into()).spawn(sync)?);
+    }
+    Ok(threads)
+}
+
+/// The numbers of a directory's segments, in order.
+pub(super) fn segment_numbers(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = disk.list(dir)?.iter().filter_map(|name| segment::number(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Whether an error only says that the disk is full.
+fn no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What a survey of the segments has found so far.
+#[derive(Debug, Default)]
+struct Found {
+    opened: Opened,
+    segments: Vec<Segment>,
+    oldest: Option<Timestamp>,
+    /// Segment, offset, bytes, reason, records.
+    damage: Vec<(Segment, u64, Vec<u8>, String, u64)>,
+}
+
+impl Found {
+    /// Reads one segment through: counts what is to be shipped, notes what is damaged, cuts off what is torn.
+    fn survey(&mut self, disk: &dyn Disk, config: &Config, number: u64) -> io::Result<()> {
+        let path = config.dir.join(segment::name(number));
+        let file = disk.read(&path)?;
+        let size = file.size()?;
+        let mut segment = Segment { number, path, bytes: size, last_seq: 0, sealed: true, keep: false };
+        let mut reader = match SegmentReader::new(file)? {
+            Ok(reader) => reader,
+            Err(NewerLayout(layout)) => {
+                tracing::error!(segment = %segment.path.display(), layout, "a segment was written by a newer release; it is kept, and not shipped");
+                segment.keep = true;
+                self.segments.push(segment);
+                return Ok(());
+            }
+        };
+        let acked = self.opened.acked;
+        let before = self.segments.iter().map(|s| s.last_seq).max().unwrap_or(0).max(acked);
+        let mut pending: Option<(u64, Vec<u8>, bool)> = None;
+        loop {
+            match reader.next(size)? {
+                Step::End => break,
+                Step::Damage(damage) => pending = Some((damage.offset, damage.bytes.to_vec(), damage.torn)),
+                Step::Frame(offset, frame) => {
+                    if let Some((at, bytes, _)) = pending.take() {
+                        // By the numbers that are missing; those of records that were shed are missing, too.
+                        let at_most = (bytes.len() / codec::HEADER_BYTES).max(1) as u64;
+                        let lost =
+                            frame.seq.saturating_sub(segment.last_seq.max(before) + 1).clamp(1, at_most);
+                        if frame.seq > acked + 1 {
+                            self.damage.push((segment.clone(), at, bytes, "damaged".into(), lost));
+                        }
+                    }
+                    segment.last_seq = segment.last_seq.max(frame.seq);
+                    if frame.seq <= acked {
+                        continue;
+                    }
+                    match frame.record() {
+                        Ok(record) => {
+                            self.opened.records += 1;
+                            self.oldest = self.oldest.or(Some(super::log::at(&record)));
+                        }
+                        Err(why) => {
+                            self.damage.push((segment.clone(), offset, raw(&frame), why.to_string(), 1))
+                        }
+                    }
+                }
+            }
+        }
+        if let Some((at, bytes, torn)) = pending {
+            if torn {
+                tracing::warn!(segment = %segment.path.display(), offset = at, bytes = bytes.len(), "a record that was cut short is cut off");
+                self.opened.torn_bytes += bytes.len() as u64;
+                // It is read over all the same when it can't be cut.
+                if disk.open(&segment.path).and_then(|file| file.truncate(at)).is_ok() {
+                    segment.bytes = at;
+                }
+            } else {
+                self.damage.push((segment.clone(), at, bytes, "damaged".into(), 1));
+            }
+        }
+        self.opened.segments.push((number, segment.bytes));
+        self.segments.push(segment);
+        Ok(())
+    }
+}

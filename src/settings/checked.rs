@@ -1,0 +1,297 @@
+//! A checked config, and how it comes about.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::effective::{Change, Effective};
+use super::fault::{BUILT_IN, Fault, Faults};
+use super::layers::Layers;
+use super::reader::{Findings, Report};
+use super::{formats, parts, prices, routes, tenants, variables};
+use crate::model::price::PriceTable;
+use crate::model::tenant::{PlanName, TenantId};
+use crate::{admin, meter, proxy, quota, record, store, tenant};
+
+/// What holds where neither file nor environment says otherwise. Documents every key.
+const DEFAULT: &str = include_str!("../../config/default.toml");
+
+/// The sections, for variables that miss one by an underscore.
+const SECTIONS: [&str; 12] = [
+    "server",
+    "upstream",
+    "database",
+    "service_database",
+    "data",
+    "tenant",
+    "plans",
+    "overrides",
+    "metering",
+    "jobs",
+    "prices",
+    "formats",
+];
+
+/// What quotas do while the database is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOutage {
+    /// Keep serving within the limits as known here.
+    Open,
+    /// Serve what is leased.
+    Lease,
+    /// Serve nothing that is metered.
+    Closed,
+}
+
+/// A checked config: every part's own.
+#[derive(Clone)]
+pub struct Settings {
+    /// The file it came from.
+    pub file: Option<PathBuf>,
+    /// `[server]`
+    pub server: proxy::ServerConfig,
+    /// `[server] admin_listen`, and the secrets of the environment.
+    pub admin: admin::Config,
+    /// `[upstream]`
+    pub upstream: proxy::UpstreamConfig,
+    /// `[database]`; `None` is a private Postgres under `data_dir`, see [`Settings::private_database`].
+    pub database: Option<store::Config>,
+    /// `[database] pool_size`, for the private one too.
+    pub pool_size: usize,
+    /// `[database] connect_timeout`, for the private one too.
+    pub connect_timeout: Duration,
+    /// `[database] statement_timeout`, for the private one too.
+    pub statement_timeout: Duration,
+    /// `[database] on_outage`
+    pub on_outage: OnOutage,
+    /// `[service_database]`; `None` is `[database]`.
+    pub service_database: Option<store::Config>,
+    /// `[data] dir`
+    pub data_dir: PathBuf,
+    /// The journal, under `data_dir`.
+    pub record: record::Config,
+    /// `[tenant]`: sources
+    pub identify: proxy::IdentifyConfig,
+    /// `[tenant]`: caches
+    pub directory: tenant::Config,
+    /// `[tenant] default_plan`
+    pub default_plan: PlanName,
+    /// `[plans.*]`
+    pub plans: BTreeMap<PlanName, quota::PlanConfig>,
+    /// `[overrides.*]`
+    pub overrides: BTreeMap<TenantId, quota::OverrideConfig>,
+    /// `[[routes]]`
+    pub routes: Vec<proxy::RouteConfig>,
+    /// `[metering]`
+    pub meter: meter::Config,
+    /// `[formats.*]`: the operator's own answer formats
+    pub formats: meter::Formats,
+    /// `[prices.*]`
+    pub prices: PriceTable,
+    /// `[jobs] aggregate_interval`: how often the aggregation job runs.
+    pub aggregate_interval: Duration,
+    effective: Effective,
+    warnings: Vec<String>,
+    environment: Arc<BTreeMap<String, String>>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
+    }
+}
+
+impl Settings {
+    /// Reads the built-in default, then `file`, then `environment`, and checks the whole.
+    ///
+    /// Of the environment only `TOLLGATE__*`, `DATABASE_URL`, `ADMIN_TOKEN`, `ADMIN_VIEWER_TOKEN`, `CRON_SECRET` and
+    /// what `secret_env` names are looked at.
+    pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Self, Faults> {
+        let mut unreadable = Vec::new();
+        let layers = Layers::read(DEFAULT, file, environment, &mut unreadable);
+        if layers.torn {
+            let mut faults = Faults(unreadable);
+            faults.sort();
+            return Err(faults);
+        }
+        let report = Report::new(&layers, unreadable);
+        let checked = check(&report, file, environment);
+        let Findings { faults, mut warnings, leaves, .. } = report.finish();
+        warnings.extend(variables::near_misses(environment, &SECTIONS));
+        let mut faults = Faults(faults);
+        faults.sort();
+        match checked {
+            Some(settings) if faults.0.is_empty() => {
+                let environment = Arc::new(environment.clone());
+                Ok(Self { effective: Effective(leaves), warnings, environment, ..settings })
+            }
+            _ => Err(faults),
+        }
+    }
+
+    /// Reads the same file again, with the same environment: what a reload comes to.
+    pub fn reload(&self) -> Result<Self, Faults> {
+        Self::load(self.file.as_deref(), &self.environment)
+    }
+
+    /// What is no fault, but can't work, or lets anyone be anyone.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    /// The effective config as TOML, each value with its origin where that is not the built-in default; secrets and
+    /// the passwords of URLs masked.
+    pub fn masked(&self) -> String {
+        self.effective.render()
+    }
+
+    /// What differs from `old`, key by key, masked: for the audit of a reload.
+    pub fn changes_from(&self, old: &Settings) -> Vec<Change> {
+        self.effective.changes(&old.effective)
+    }
+
+    /// A fault of `key` that shows only when its value is used, such as a port that is taken. The command line ends
+    /// with the exit code of a bad config when a start fails with it.
+    pub fn fault(&self, key: &str, reason: impl Into<String>) -> Faults {
+        let origin = self.effective.origin(key).unwrap_or(BUILT_IN).to_owned();
+        Faults(vec![Fault { origin, key: key.to_owned(), reason: reason.into() }])
+    }
+
+    /// The private Postgres at `url`, with the pool and the time limits of `[database]`.
+    pub fn private_database(&self, url: String) -> store::Config {
+        store::Config {
+            url,
+            pool_size: self.pool_size,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+        }
+    }
+}
+
+/// Reads every section, so that each has the chance to find its faults, before any is used.
+fn check(
+    report: &Report<'_>,
+    file: Option<&Path>,
+    environment: &BTreeMap<String, String>,
+) -> Option<Settings> {
+    let root = report.root();
+    let server = parts::server(&root);
+    let listen = server.as_ref().map(|(server, _)| server.listen);
+    let upstream = parts::upstream(&root, listen);
+    let database = parts::database(&root);
+    let service_database = parts::service_database(&root);
+    let data = parts::data(&root);
+    let plan_names: Vec<PlanName> = root.key("plans").table_names().into_iter().map(PlanName::from).collect();
+    let url_given = database.as_ref().is_some_and(|database| database.url.is_some());
+    let around = tenants::Surroundings {
+        environment,
+        directory: file.and_then(Path::parent).unwrap_or(Path::new("")),
+        plans: &plan_names,
+        has_database: url_given || service_database.as_ref().is_some_and(Option::is_some),
+    };
+    let tenancy = tenants::tenant(&root, &around);
+    let plans = tenants::plans(&root);
+    let overrides = tenants::overrides(&root, &plan_names);
+    let formats = formats::formats(&root);
+    let routes = routes::routes(&root, formats.as_ref());
+    let meter = parts::metering(&root);
+    let aggregate_interval = parts::aggregate_interval(&root);
+    let prices = prices::prices(&root);
+    let admin = tenants::admin(report, environment, server.as_ref().map(|(_, admin)| *admin));
+    drop(root);
+
+    let (data_dir, record) = data?;
+    let database = database?;
+    let tenancy = tenancy?;
+    Some(Settings {
+        file: file.map(Path::to_owned),
+        server: server?.0,
+        admin: admin?,
+        upstream: upstream?,
+        pool_size: database.pool_size,
+        connect_timeout: database.connect_timeout,
+        statement_timeout: database.statement_timeout,
+        on_outage: database.on_outage,
+        database: database.store(),
+        service_database: service_database?,
+        data_dir,
+        record,
+        identify: tenancy.identify,
+        directory: tenancy.directory,
+        default_plan: tenancy.default_plan,
+        plans: plans?,
+        overrides: overrides?,
+        routes: routes?,
+        meter: meter?,
+        formats: formats?,
+        prices: prices?,
+        aggregate_interval: aggregate_interval?,
+        effective: Effective::default(),
+        warnings: Vec::new(),
+        environment: Arc::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A config that makes the reader ask for every key.
+    const PROBE: &str = r#"
+        [tenant]
+        sources = [
+          { jwt = { claim = "t", secret_env = "S" } },
+          { jwt = { claim = "t", public_key_file = "no-such.pem", algorithm = "RS256" } },
+          { session = { json = "/s", query = "SELECT $1" } },
+          { header = "x-t" }, { json = "/t" }, { query = "t" },
+        ]
+        [overrides.tn_x]
+        plan = "pro"
+        expires = "2027-01-31T00:00:00Z"
+        reason = "a probe"
+        [formats.probe]
+        request = {}
+    "#;
+
+    #[test]
+    fn the_built_in_default_documents_every_key() {
+        let probe = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(probe.path(), PROBE).unwrap();
+        let environment = BTreeMap::new();
+        let layers = Layers::read(DEFAULT, Some(probe.path()), &environment, &mut Vec::new());
+        let report = Report::new(&layers, Vec::new());
+        check(&report, Some(probe.path()), &environment);
+        let known = report.finish().known;
+        assert!(known.len() > 70, "{known:?}");
+        for pattern in known {
+            let section = pattern.split(['.', '[']).next().unwrap();
+            let key = pattern.rsplit(['.', ']', '*']).next().unwrap();
+            let documented = section_text(section).is_some_and(|text| {
+                key.is_empty()
+                    || key == section
+                    || text.contains(&format!(".{key}]"))
+                    || text.contains(&format!(" {key} = "))
+                    || text.contains(&format!("\n{key} = "))
+            });
+            assert!(documented, "{pattern} is not in config/default.toml");
+        }
+    }
+
+    /// From the section's first header to the end of its last table.
+    fn section_text(section: &str) -> Option<&'static str> {
+        let headers = [format!("[{section}]"), format!("[{section}."), format!("[[{section}]]")];
+        let own =
+            |line: &str| headers.iter().any(|header| line.trim_start_matches(['#', ' ']).starts_with(header));
+        let first = DEFAULT.lines().find(|line| own(line))?;
+        let text = &DEFAULT[DEFAULT.find(&format!("\n{first}\n"))?..];
+        let next = text.lines().skip(2).find(|line| line.starts_with('[') && !own(line));
+        Some(next.map_or(text, |next| &text[..text.find(&format!("\n{next}\n")).unwrap_or(text.len())]))
+    }
+
+    #[test]
+    fn the_built_in_default_has_no_key_that_nobody_reads() {
+        assert!(Settings::load(None, &BTreeMap::new()).is_ok());
+    }
+}

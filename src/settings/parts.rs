@@ -1,0 +1,203 @@
+//! `[server]`, `[upstream]`, `[database]`, `[service_database]`, `[data]`, `[metering]`, `[jobs]`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::checked::OnOutage;
+use super::reader::Table;
+use super::units;
+use crate::{meter, proxy, record, store};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// No time limit of a request needs more, and an `Instant` this far off never overflows.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAddr)> {
+    let table = root.key("server").table()?;
+    let listen =
+        table.key("listen").parse("a string with IP:port, such as \"127.0.0.1:8080\"", units::address);
+    let admin = table.key("admin_listen");
+    let admin_listen = admin.parse("a string with IP:port, such as \"127.0.0.1:8080\"", units::address);
+    if let (Some(listen), Some(admin_listen)) = (listen, admin_listen)
+        && collide(listen, admin_listen)
+    {
+        admin.fault(format!(
+            "{admin_listen} and server.listen = {listen} can't both be had: take another port"
+        ));
+    }
+    let workers = table.key("workers").count(0..=1024);
+    let max_connections = table.key("max_connections").count(1..=10_000_000);
+    let header_timeout = table.key("header_timeout").duration(MS..=HOUR);
+    // hyper refuses to run with a buffer of less than 8 KiB.
+    let max_header_bytes = table.key("max_header_bytes").memory(8 * KIB..=16 * MIB);
+    let max_headers = table.key("max_headers").count(1..=10_000);
+    let drain_timeout = table.key("drain_timeout").duration(Duration::ZERO..=DAY);
+    let trusted_proxies = table.key("trusted_proxies").strings(units::network);
+    let server = proxy::ServerConfig {
+        listen: listen?,
+        workers: workers?,
+        max_connections: max_connections?,
+        header_timeout: header_timeout?,
+        max_header_bytes: max_header_bytes?,
+        max_headers: max_headers?,
+        drain_timeout: drain_timeout?,
+        trusted_proxies: trusted_proxies?,
+    };
+    Some((server, admin_listen?))
+}
+
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let same = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same
+}
+
+pub(super) fn upstream(root: &Table<'_>, listen: Option<SocketAddr>) -> Option<proxy::UpstreamConfig> {
+    let table = root.key("upstream").table()?;
+    let slot = table.key("url");
+    let url = slot.parse("a string", units::upstream_url);
+    if let (Some(url), Some(listen)) = (&url, listen)
+        && is_self(url, listen)
+    {
+        slot.fault(format!(
+            "is the gateway's own address, server.listen = {listen}: name the service behind it"
+        ));
+    }
+    let connect_timeout = table.key("connect_timeout").duration(MS..=HOUR);
+    let first_byte_timeout = table.key("first_byte_timeout").duration(MS..=LONGEST);
+    let idle_timeout = table.key("idle_timeout").duration(MS..=LONGEST);
+    let pool_idle = table.key("pool_idle").count(0..=1_000_000);
+    Some(proxy::UpstreamConfig {
+        url: url?,
+        connect_timeout: connect_timeout?,
+        first_byte_timeout: first_byte_timeout?,
+        idle_timeout: idle_timeout?,
+        pool_idle: pool_idle?,
+    })
+}
+
+fn is_self(url: &http::Uri, listen: SocketAddr) -> bool {
+    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+    let host = match url.host() {
+        Some("localhost") => Some(IpAddr::from([127, 0, 0, 1])),
+        Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().ok(),
+        None => None,
+    };
+    host.is_some_and(|host| {
+        collide(SocketAddr::new(host, port), listen) && host.is_loopback() == may_be_loopback(listen)
+    })
+}
+
+fn may_be_loopback(listen: SocketAddr) -> bool {
+    listen.ip().is_loopback() || listen.ip().is_unspecified()
+}
+
+/// `[database]`, which is there without a URL too: for the private Postgres.
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) url: Option<String>,
+    pub(super) pool_size: usize,
+    pub(super) connect_timeout: Duration,
+    pub(super) statement_timeout: Duration,
+    pub(super) on_outage: OnOutage,
+}
+
+impl Database {
+    pub(super) fn store(&self) -> Option<store::Config> {
+        self.url.as_ref().map(|url| store::Config {
+            url: url.clone(),
+            pool_size: self.pool_size,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+        })
+    }
+}
+
+pub(super) fn database(root: &Table<'_>) -> Option<Database> {
+    let table = root.key("database").table()?;
+    let url = optional_url(&table);
+    let pool_size = table.key("pool_size").count(2..=1000);
+    let connect_timeout = table.key("connect_timeout").duration(MS..=HOUR);
+    let statement_timeout = table.key("statement_timeout").duration(MS..=HOUR);
+    let on_outage = table.key("on_outage").choice(&[
+        ("open", OnOutage::Open),
+        ("lease", OnOutage::Lease),
+        ("closed", OnOutage::Closed),
+    ]);
+    Some(Database {
+        url: url?,
+        pool_size: pool_size?,
+        connect_timeout: connect_timeout?,
+        statement_timeout: statement_timeout?,
+        on_outage: on_outage?,
+    })
+}
+
+pub(super) fn service_database(root: &Table<'_>) -> Option<Option<store::Config>> {
+    let table = root.key("service_database").table()?;
+    let url = optional_url(&table);
+    let pool_size = table.key("pool_size").count(1..=1000);
+    let connect_timeout = table.key("connect_timeout").duration(MS..=HOUR);
+    let statement_timeout = table.key("statement_timeout").duration(MS..=HOUR);
+    let (pool_size, connect_timeout, statement_timeout) = (pool_size?, connect_timeout?, statement_timeout?);
+    Some(url?.map(|url| store::Config { url, pool_size, connect_timeout, statement_timeout }))
+}
+
+fn optional_url(table: &Table<'_>) -> Option<Option<String>> {
+    match table.optional("url") {
+        Some(slot) => slot.parse("a string", units::database_url).map(Some),
+        None => Some(None),
+    }
+}
+
+pub(super) fn data(root: &Table<'_>) -> Option<(PathBuf, record::Config)> {
+    let table = root.key("data").table()?;
+    let dir = table.key("dir").string().map(PathBuf::from);
+    let max_bytes = table.key("journal_max_bytes").size(MIB..=u64::MAX);
+    let segment = table.key("journal_segment_bytes");
+    let segment_bytes = segment.size(64 * KIB..=GIB);
+    if let (Some(max), Some(one)) = (max_bytes, segment_bytes)
+        && one > max / 2
+    {
+        segment.fault(
+            "must be at most half of data.journal_max_bytes: the journal is trimmed by whole segments",
+        );
+    }
+    let fsync_interval = table.key("journal_fsync_interval").duration(Duration::ZERO..=HOUR);
+    let batch_records = table.key("journal_batch_records").count(1..=10_000);
+    let batch_linger = table.key("journal_batch_linger").duration(Duration::ZERO..=60 * SECOND);
+    let dir = dir?;
+    let record = record::Config {
+        dir: dir.join("journal"),
+        max_bytes: max_bytes?,
+        segment_bytes: segment_bytes?,
+        fsync_interval: fsync_interval?,
+        batch_records: batch_records?,
+        batch_linger: batch_linger?,
+    };
+    Some((dir, record))
+}
+
+pub(super) fn metering(root: &Table<'_>) -> Option<meter::Config> {
+    let table = root.key("metering").table()?;
+    let max_event_bytes = table.key("max_event_bytes").memory(KIB..=64 * MIB);
+    let max_text_bytes = table.key("max_text_bytes").memory(KIB..=64 * MIB);
+    let count_wait = table.key("count_wait").duration(Duration::ZERO..=SECOND);
+    Some(meter::Config {
+        max_event_bytes: max_event_bytes?,
+        max_text_bytes: max_text_bytes?,
+        count_wait: count_wait?,
+    })
+}
+
+pub(super) fn aggregate_interval(root: &Table<'_>) -> Option<Duration> {
+    let table = root.key("jobs").table()?;
+    table.key("aggregate_interval").duration(SECOND..=DAY)
+}

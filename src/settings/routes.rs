@@ -1,0 +1,140 @@
+//! `[[routes]]`.
+
+use super::path::bare_or_quoted;
+use super::reader::{Slot, Table};
+use super::units;
+use crate::meter::Formats;
+use crate::model::event::EventType;
+use crate::proxy::{Enforce, PathMatch, RouteConfig};
+
+/// What a chat message took in the service itself, before anything was known.
+const RESERVE_TOKENS: u64 = 150;
+const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// `formats` is `None` where they have faults of their own; then no name is held against them.
+pub(super) fn routes(root: &Table<'_>, formats: Option<&Formats>) -> Option<Vec<RouteConfig>> {
+    let slot = root.key("routes");
+    let list = slot.list()?;
+    if list.is_empty() {
+        slot.fault("is empty, so nothing is metered: name at least one route");
+    }
+    let routes: Vec<Option<RouteConfig>> = list.iter().map(|slot| route(slot, formats)).collect();
+    for (at, (route, slot)) in routes.iter().zip(&list).enumerate() {
+        let Some(route) = route else { continue };
+        if let Some(first) =
+            routes[..at].iter().position(|earlier| earlier.as_ref().is_some_and(|r| same(r, route)))
+        {
+            slot.fault(format!("is the same path and method as routes[{first}]: remove one of them"));
+        }
+    }
+    routes.into_iter().collect()
+}
+
+fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
+    let table = slot.table()?;
+    let path = table.key("path").parse("a string", path);
+    let methods = table.optional("methods").map_or(Some(Vec::new()), |methods| methods.strings(method));
+    let events = EventType::ALL.map(|event| (event.as_str(), event));
+    let event = optional(&table, "event", EventType::ApiCall, "api_call", |slot| slot.choice(&events));
+    let path_match = optional(&table, "match", PathMatch::Loose, "loose", |slot| {
+        slot.choice(&[("loose", PathMatch::Loose), ("exact", PathMatch::Exact)])
+    });
+    let enforce = optional(&table, "enforce", Enforce::Hard, "hard", |slot| {
+        slot.choice(&[("hard", Enforce::Hard), ("shadow", Enforce::Shadow), ("off", Enforce::Off)])
+    });
+    let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, formats));
+    let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
+        slot.integer(0..=1_000_000_000)
+    });
+    let max_body_bytes =
+        optional(&table, "max_body_bytes", MAX_BODY_BYTES, units::show_size(MAX_BODY_BYTES as u64), |slot| {
+            slot.memory(1024..=256 << 20)
+        });
+    Some(RouteConfig {
+        path: path?,
+        methods: methods?,
+        event: event?,
+        path_match: path_match?,
+        enforce: enforce?,
+        format: format?.to_owned(),
+        reserve_tokens: reserve_tokens?,
+        max_body_bytes: max_body_bytes?,
+    })
+}
+
+fn format_name<'a>(slot: &Slot<'a>, formats: Option<&Formats>) -> Option<&'a str> {
+    let name = slot.string()?;
+    if let Some(formats) = formats.filter(|formats| formats.format(name).is_none()) {
+        let known = units::suggestion(name, formats.names());
+        slot.fault(format!("there is no format {name:?}: define [formats.{}]{known}", bare_or_quoted(name)));
+        return None;
+    }
+    Some(name)
+}
+
+fn optional<'a, T>(
+    table: &Table<'a>,
+    key: &str,
+    default: T,
+    as_typed: impl Into<config::Value>,
+    read: impl FnOnce(&Slot<'a>) -> Option<T>,
+) -> Option<T> {
+    match table.optional(key) {
+        Some(slot) => read(&slot),
+        None => {
+            table.assume(key, as_typed);
+            Some(default)
+        }
+    }
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(format!("{text:?} is no path: begin it with /"));
+    }
+    if let Some(odd) = text.chars().find(|c| c.is_control() || c.is_whitespace() || "?#".contains(*c)) {
+        return Err(format!("{text:?} holds {odd:?}: write the path alone, without a query"));
+    }
+    let mut names = Vec::new();
+    for segment in text.split('/').filter(|segment| segment.contains(['{', '}'])) {
+        let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let name = name
+            .filter(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+        let Some(name) = name else {
+            return Err(format!("{text:?} holds {segment:?}: {{name}} stands for one whole segment"));
+        };
+        if names.contains(&name) {
+            return Err(format!("{text:?} holds {segment:?} twice: give each its own name"));
+        }
+        names.push(name);
+    }
+    Ok(text.to_owned())
+}
+
+fn method(text: &str) -> Result<http::Method, String> {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "QUERY"];
+    if let Some(known) = KNOWN.iter().find(|known| **known == text) {
+        return known.parse().map_err(|_| format!("{text:?} is no method"));
+    }
+    match text.to_ascii_uppercase().as_str() {
+        "OPTIONS" => Err("OPTIONS is never metered: remove it".to_owned()),
+        "CONNECT" | "TRACE" => Err(format!("{text:?} is never forwarded: remove it")),
+        _ => Err(format!("{text:?} is no method that can be metered: write {}{}", KNOWN.join(", "), {
+            units::suggestion(text, KNOWN)
+        })),
+    }
+}
+
+/// Whether some request would be both, as far as names of segments and a closing slash go.
+fn same(a: &RouteConfig, b: &RouteConfig) -> bool {
+    let shape = |route: &RouteConfig| {
+        let segments =
+            route.path.split('/').map(|segment| if segment.starts_with('{') { "{}" } else { segment });
+        let shape = segments.collect::<Vec<_>>().join("/");
+        if route.path_match == PathMatch::Loose { shape.trim_end_matches('/').to_owned() } else { shape }
+    };
+    let overlap = a.methods.is_empty()
+        || b.methods.is_empty()
+        || a.methods.iter().any(|method| b.methods.contains(method));
+    overlap && shape(a) == shape(b)
+}

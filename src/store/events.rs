@@ -1,0 +1,91 @@
+//! Records into tables: [`EventSink`].
+//!
+//! 1. A batch is one transaction. Nothing of it is visible before COMMIT, everything after it.
+//! 2. Exactly once: an event that is there already is left alone, and then adds nothing to the counters either; an
+//!    amendment changes only a row that still says `reserved`. So a batch may be sent again, whole or cut differently,
+//!    whether or not an earlier COMMIT's answer was lost. An amendment must not be sent before its event.
+//! 3. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
+//!    replicas lock them in the same order, so they never deadlock.
+//! 4. No record poisons a batch by its size or its text: see [`rows`]. One that Postgres refuses all the same is told
+//!    apart from a database in trouble: see [`verdict`].
+//!
+//! One round trip: BEGIN, the statements and COMMIT are sent together. What a later statement must know of an
+//! earlier one (which events were really inserted) stays on the server, in a setting local to the transaction; asking
+//! for it and sending it back would be a second round trip. A single statement with several WITH parts would not do:
+//! they see one snapshot, so an amendment would miss its event when that is being committed on another connection.
+
+mod rows;
+mod verdict;
+
+use deadpool_postgres::ClientWrapper;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio_postgres::Statement;
+
+use self::rows::Batch;
+use super::pool::{Store, StoreError};
+use crate::model::event::Record;
+use crate::record::{EventSink, SinkError};
+
+/// The planner must find an amendment's row by its key however small it believes a partition to be: today's was empty
+/// when it last looked. The other statements scan no table.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+const USAGE: &str = include_str!("events/usage.sql");
+const AUDIT: &str = include_str!("events/audit.sql");
+const AMEND: &str = include_str!("events/amend.sql");
+const CHARGE: &str = include_str!("events/charge.sql");
+
+impl EventSink for Store {
+    fn write<'a>(&'a self, records: &'a [Record]) -> BoxFuture<'a, Result<(), SinkError>> {
+        async move {
+            let batch = Batch::of(records);
+            let client = self.client().await.map_err(|error| SinkError::Transient(error.to_string()))?;
+            self.bounded(client, async |client| send(client, &batch, self.replica_id()).await).await.map_err(
+                |error| match error {
+                    StoreError::Unavailable(why) => SinkError::Transient(why),
+                    StoreError::Query(error) => verdict::verdict(&error),
+                },
+            )
+        }
+        .boxed()
+    }
+}
+
+/// Sends the whole transaction at once and then reads the answers, in order. When a statement fails, those after it
+/// fail for that reason and COMMIT rolls back, so the first error is the one to tell.
+async fn send(
+    client: &ClientWrapper,
+    batch: &Batch<'_>,
+    replica: Option<&str>,
+) -> Result<(), tokio_postgres::Error> {
+    let (usage, audit, amend, charge) = statements(client).await?;
+    // Futures of the driver send when they are first polled, and join polls in order.
+    let begin = client.batch_execute(BEGIN);
+    let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
+    let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
+    let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
+    let charge = unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge).await });
+    let commit = client.batch_execute("COMMIT");
+    let (begin, usage, audit, amend, charge, commit) =
+        futures_util::join!(begin, usage, audit, amend, charge, commit);
+    begin.and(usage).and(audit).and(amend).and(charge).and(commit)
+}
+
+async fn unless(
+    nothing: bool,
+    work: impl Future<Output = Result<u64, tokio_postgres::Error>>,
+) -> Result<(), tokio_postgres::Error> {
+    if nothing { Ok(()) } else { work.await.map(drop) }
+}
+
+/// Prepared once on each connection.
+async fn statements(
+    client: &ClientWrapper,
+) -> Result<(Statement, Statement, Statement, Statement), tokio_postgres::Error> {
+    futures_util::try_join!(
+        client.prepare_cached(USAGE),
+        client.prepare_cached(AUDIT),
+        client.prepare_cached(AMEND),
+        client.prepare_cached(CHARGE),
+    )
+}

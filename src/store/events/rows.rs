@@ -1,0 +1,465 @@
+//! A batch as columns, and no value among them that Postgres would refuse.
+//!
+//! Text and JSON hold no U+0000, which Postgres has no place for (<https://www.postgresql.org/docs/current/datatype-character.html>,
+//! <https://www.postgresql.org/docs/current/datatype-json.html>), and texts are cut at a bound. Numbers beyond a column are
+//! clamped to it, and the event's metadata says which.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use deadpool_postgres::ClientWrapper;
+use serde_json::{Map, Value};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Statement};
+use uuid::Uuid;
+
+use crate::model::event::{Amendment, AuditEvent, Record, UsageEvent};
+use crate::model::quota::Charge;
+use crate::store::instant::moment;
+
+/// Longest text in a column that is indexed: a B-tree entry must fit a third of a page (2,704 bytes).
+const SHORT_BYTES: usize = 256;
+/// Longest text elsewhere; a user agent, an error message and a model name are below it by far.
+const LONG_BYTES: usize = 8 * 1024;
+/// Most that NUMERIC(14,8) holds once it is rounded: $999,999.99999999, in nano-dollars.
+const MAX_NANOUSD: u64 = 999_999_999_999_990;
+
+/// A batch, sorted by table. Each event, audit event and amendment is in it once, whatever was handed over.
+pub(super) struct Batch<'a> {
+    pub(super) usage: Usage<'a>,
+    pub(super) audit: Audit<'a>,
+    pub(super) amend: Amend<'a>,
+    pub(super) charges: Charges<'a>,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn of(records: &'a [Record]) -> Self {
+        let mut batch = Self {
+            usage: Usage::default(),
+            audit: Audit::default(),
+            amend: Amend::default(),
+            charges: Charges::default(),
+        };
+        let (mut events, mut amended) = (HashSet::new(), HashSet::new());
+        for record in records {
+            match record {
+                Record::Usage(event) if events.insert(event.event_id) => {
+                    batch.usage.push(event);
+                    batch.charges.push(event.event_id, false, event.tenant_id.as_str(), &event.charges);
+                }
+                Record::Amend(amendment) if amended.insert(amendment.event_id) => {
+                    batch.amend.push(amendment);
+                    batch.charges.push(
+                        amendment.event_id,
+                        true,
+                        amendment.tenant_id.as_str(),
+                        &amendment.charges,
+                    );
+                }
+                Record::Audit(event) => batch.audit.push(event),
+                Record::Usage(_) | Record::Amend(_) => {}
+            }
+        }
+        batch
+    }
+}
+
+/// Columns of `tenant_usage_realtime`.
+#[derive(Default)]
+pub(super) struct Usage<'a> {
+    id: Vec<Uuid>,
+    tenant: Vec<&'a str>,
+    kind: Vec<&'static str>,
+    at: Vec<SystemTime>,
+    method: Vec<Cow<'a, str>>,
+    endpoint: Vec<Cow<'a, str>>,
+    status: Vec<Option<i32>>,
+    response_ms: Vec<i32>,
+    first_byte_ms: Vec<Option<i32>>,
+    session: Vec<Option<Cow<'a, str>>>,
+    messages: Vec<i32>,
+    embeddings: Vec<i32>,
+    found: Vec<Option<i32>>,
+    tokens: Vec<Option<i64>>,
+    input: Vec<Option<i64>>,
+    output: Vec<Option<i64>>,
+    cached: Vec<Option<i64>>,
+    written: Vec<Option<i64>>,
+    reasoning: Vec<Option<i64>>,
+    model: Vec<Option<Cow<'a, str>>>,
+    source: Vec<&'static str>,
+    outcome: Vec<&'static str>,
+    streamed: Vec<bool>,
+    nanousd: Vec<i64>,
+    request: Vec<Cow<'a, str>>,
+    metadata: Vec<String>,
+}
+
+impl<'a> Usage<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+
+    fn push(&mut self, event: &'a UsageEvent) {
+        let mut clamp = Clamp::default();
+        let usage = &event.usage;
+        self.id.push(event.event_id);
+        self.tenant.push(event.tenant_id.as_str());
+        self.kind.push(event.event_type.as_str());
+        self.at.push(moment(event.at));
+        self.method.push(text(&event.method, SHORT_BYTES));
+        self.endpoint.push(text(&event.endpoint, LONG_BYTES));
+        self.status.push(event.status.map(i32::from));
+        self.response_ms.push(clamp.int("api_response_time_ms", ms(event.response_time_us)));
+        self.first_byte_ms.push(event.first_byte_us.map(|us| clamp.int("upstream_first_byte_ms", ms(us))));
+        self.session.push(event.chat_session_id.as_deref().map(|id| text(id, LONG_BYTES)));
+        self.messages.push(clamp.int("chat_messages", event.messages));
+        self.embeddings.push(clamp.int("embeddings", event.embeddings));
+        let found = event.metadata.get("search_result_count").and_then(Value::as_u64);
+        self.found.push(found.map(|found| clamp.int("search_result_count", found)));
+        self.tokens.push(clamp.bigint("tokens_consumed", event.tokens_consumed));
+        self.input.push(clamp.bigint("input_tokens", usage.input));
+        self.output.push(clamp.bigint("output_tokens", usage.output));
+        self.cached.push(clamp.bigint("cached_input_tokens", usage.cached_input));
+        self.written.push(clamp.bigint("cache_write_input_tokens", usage.cache_write_input));
+        self.reasoning.push(clamp.bigint("reasoning_tokens", usage.reasoning));
+        self.model.push(event.model.as_deref().map(|model| text(model, LONG_BYTES)));
+        self.source.push(event.token_source.as_str());
+        self.outcome.push(event.outcome.as_str());
+        self.streamed.push(event.streamed);
+        self.nanousd.push(clamp.nanousd(event.cost_nanousd));
+        self.request.push(text(&event.request_id, LONG_BYTES));
+        self.metadata.push(clamp.onto(&event.metadata));
+    }
+
+    pub(super) async fn insert(
+        &self,
+        client: &ClientWrapper,
+        statement: &Statement,
+        replica: Option<&str>,
+    ) -> Result<u64, Error> {
+        let columns: [&(dyn ToSql + Sync); 27] = [
+            &self.id,
+            &self.tenant,
+            &self.kind,
+            &self.at,
+            &self.method,
+            &self.endpoint,
+            &self.status,
+            &self.response_ms,
+            &self.first_byte_ms,
+            &self.session,
+            &self.messages,
+            &self.embeddings,
+            &self.found,
+            &self.tokens,
+            &self.input,
+            &self.output,
+            &self.cached,
+            &self.written,
+            &self.reasoning,
+            &self.model,
+            &self.source,
+            &self.outcome,
+            &self.streamed,
+            &self.nanousd,
+            &self.request,
+            &replica,
+            &self.metadata,
+        ];
+        client.execute(statement, &columns).await
+    }
+}
+
+/// Columns of `audit_events`.
+#[derive(Default)]
+pub(super) struct Audit<'a> {
+    id: Vec<Uuid>,
+    tenant: Vec<Option<&'a str>>,
+    kind: Vec<Cow<'a, str>>,
+    category: Vec<Cow<'a, str>>,
+    entity: Vec<Cow<'a, str>>,
+    entity_id: Vec<Option<Cow<'a, str>>>,
+    action: Vec<Cow<'a, str>>,
+    actor: Vec<&'static str>,
+    actor_id: Vec<Option<Cow<'a, str>>>,
+    old: Vec<Option<String>>,
+    new: Vec<Option<String>>,
+    summary: Vec<Option<Cow<'a, str>>>,
+    result: Vec<&'static str>,
+    error: Vec<Option<Cow<'a, str>>>,
+    ip: Vec<Option<IpAddr>>,
+    agent: Vec<Option<Cow<'a, str>>>,
+    request: Vec<Option<Cow<'a, str>>>,
+    at: Vec<SystemTime>,
+}
+
+impl<'a> Audit<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+
+    fn push(&mut self, event: &'a AuditEvent) {
+        let long = |value: &'a Option<String>| value.as_deref().map(|value| text(value, LONG_BYTES));
+        self.id.push(event.event_id);
+        self.tenant.push(event.tenant_id.as_ref().map(|tenant| tenant.as_str()));
+        self.kind.push(text(&event.event_type, SHORT_BYTES));
+        self.category.push(text(&event.category, SHORT_BYTES));
+        self.entity.push(text(&event.entity_type, SHORT_BYTES));
+        self.entity_id.push(long(&event.entity_id));
+        self.action.push(text(&event.action, SHORT_BYTES));
+        self.actor.push(event.actor.as_str());
+        self.actor_id.push(long(&event.actor_id));
+        self.old.push(event.old_values.as_ref().map(json));
+        self.new.push(event.new_values.as_ref().map(json));
+        self.summary.push(long(&event.summary));
+        self.result.push(event.result.as_str());
+        self.error.push(long(&event.error_message));
+        self.ip.push(event.ip_address);
+        self.agent.push(long(&event.user_agent));
+        self.request.push(long(&event.request_id));
+        self.at.push(moment(event.at));
+    }
+
+    pub(super) async fn insert(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
+        let columns: [&(dyn ToSql + Sync); 18] = [
+            &self.id,
+            &self.tenant,
+            &self.kind,
+            &self.category,
+            &self.entity,
+            &self.entity_id,
+            &self.action,
+            &self.actor,
+            &self.actor_id,
+            &self.old,
+            &self.new,
+            &self.summary,
+            &self.result,
+            &self.error,
+            &self.ip,
+            &self.agent,
+            &self.request,
+            &self.at,
+        ];
+        client.execute(statement, &columns).await
+    }
+}
+
+/// What amendments set.
+#[derive(Default)]
+pub(super) struct Amend<'a> {
+    id: Vec<Uuid>,
+    at: Vec<SystemTime>,
+    tokens: Vec<Option<i64>>,
+    input: Vec<Option<i64>>,
+    output: Vec<Option<i64>>,
+    cached: Vec<Option<i64>>,
+    written: Vec<Option<i64>>,
+    reasoning: Vec<Option<i64>>,
+    source: Vec<&'a str>,
+    nanousd: Vec<i64>,
+}
+
+impl Amend<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+
+    fn push(&mut self, amendment: &Amendment) {
+        let mut clamp = Clamp::default();
+        let usage = &amendment.usage;
+        self.id.push(amendment.event_id);
+        self.at.push(moment(amendment.at));
+        self.tokens.push(clamp.bigint("tokens_consumed", Some(amendment.tokens_consumed)));
+        self.input.push(clamp.bigint("input_tokens", usage.input));
+        self.output.push(clamp.bigint("output_tokens", usage.output));
+        self.cached.push(clamp.bigint("cached_input_tokens", usage.cached_input));
+        self.written.push(clamp.bigint("cache_write_input_tokens", usage.cache_write_input));
+        self.reasoning.push(clamp.bigint("reasoning_tokens", usage.reasoning));
+        self.source.push(amendment.token_source.as_str());
+        self.nanousd.push(clamp.nanousd(amendment.cost_nanousd));
+    }
+
+    pub(super) async fn apply(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
+        let first = self.at.iter().min();
+        let last = self.at.iter().max();
+        let columns: [&(dyn ToSql + Sync); 12] = [
+            &self.id,
+            &self.at,
+            &self.tokens,
+            &self.input,
+            &self.output,
+            &self.cached,
+            &self.written,
+            &self.reasoning,
+            &self.source,
+            &self.nanousd,
+            &first,
+            &last,
+        ];
+        client.execute(statement, &columns).await
+    }
+}
+
+/// What events and amendments add to the live counters.
+#[derive(Default)]
+pub(super) struct Charges<'a> {
+    id: Vec<Uuid>,
+    amends: Vec<bool>,
+    tenant: Vec<&'a str>,
+    dimension: Vec<String>,
+    starts: Vec<SystemTime>,
+    ends: Vec<SystemTime>,
+    amount: Vec<i64>,
+    most: Vec<Option<i64>>,
+}
+
+impl<'a> Charges<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+
+    fn push(&mut self, id: Uuid, amends: bool, tenant: &'a str, charges: &[Charge]) {
+        for charge in charges {
+            self.id.push(id);
+            self.amends.push(amends);
+            self.tenant.push(tenant);
+            self.dimension.push(charge.dimension.to_string());
+            self.starts.push(moment(charge.window_start));
+            self.ends.push(moment(charge.window_end));
+            self.amount.push(charge.amount);
+            self.most.push(charge.limit.map(|limit| i64::try_from(limit).unwrap_or(i64::MAX)));
+        }
+    }
+
+    pub(super) async fn raise(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
+        let columns: [&(dyn ToSql + Sync); 8] = [
+            &self.id,
+            &self.amends,
+            &self.tenant,
+            &self.dimension,
+            &self.starts,
+            &self.ends,
+            &self.amount,
+            &self.most,
+        ];
+        client.execute(statement, &columns).await
+    }
+}
+
+/// Numbers brought within their columns, and which of them had to be.
+#[derive(Default)]
+struct Clamp(Vec<&'static str>);
+
+impl Clamp {
+    fn int(&mut self, column: &'static str, value: u64) -> i32 {
+        i32::try_from(value).unwrap_or_else(|_| {
+            self.0.push(column);
+            i32::MAX
+        })
+    }
+
+    fn bigint(&mut self, column: &'static str, value: Option<u64>) -> Option<i64> {
+        value.map(|value| {
+            i64::try_from(value).unwrap_or_else(|_| {
+                self.0.push(column);
+                i64::MAX
+            })
+        })
+    }
+
+    fn nanousd(&mut self, value: u64) -> i64 {
+        if value > MAX_NANOUSD {
+            self.0.push("cost_usd");
+        }
+        value.min(MAX_NANOUSD) as i64
+    }
+
+    /// An event's metadata with the note of what was clamped.
+    fn onto(self, metadata: &Map<String, Value>) -> String {
+        if self.0.is_empty() && metadata.is_empty() {
+            return String::from("{}");
+        }
+        let mut metadata = Value::Object(metadata.clone());
+        if !self.0.is_empty() {
+            metadata["clamped"] = Value::from(self.0);
+        }
+        json(&metadata)
+    }
+}
+
+/// Microseconds to milliseconds, rounded half up.
+fn ms(us: u64) -> u64 {
+    us / 1000 + u64::from(us % 1000 >= 500)
+}
+
+/// `value` without U+0000, at most `bytes` long, cut between characters.
+fn text(value: &str, bytes: usize) -> Cow<'_, str> {
+    let cut = (0..=bytes.min(value.len())).rev().find(|at| value.is_char_boundary(*at)).unwrap_or(0);
+    let value = &value[..cut];
+    match memchr::memchr(0, value.as_bytes()) {
+        None => Cow::Borrowed(value),
+        Some(_) => Cow::Owned(value.replace('\0', "")),
+    }
+}
+
+/// JSON as text without U+0000. Only a text that shows the escape is looked at closely: `\\u0000`, an escaped
+/// backslash before five plain characters, shows it too and is no NUL.
+fn json(value: &Value) -> String {
+    let plain = value.to_string();
+    if memchr::memmem::find(plain.as_bytes(), br"\u0000").is_none() {
+        return plain;
+    }
+    without_nul(value).to_string()
+}
+
+fn without_nul(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace('\0', "")),
+        Value::Array(items) => items.iter().map(without_nul).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.replace('\0', ""), without_nul(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_30_nul_is_stripped_from_text_and_json() {
+        assert_eq!(text("a\0b", 10), "ab");
+        let value = serde_json::json!({"a\0": ["x\0y", {"b": "\0"}], "kept": r"\u0000"});
+        let clean: Value = serde_json::from_str(&json(&value)).unwrap();
+        assert_eq!(clean, serde_json::json!({"a": ["xy", {"b": ""}], "kept": r"\u0000"}));
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(text("aä€", 3), "aä");
+        assert_eq!(text("aä€", 4), "aä");
+        assert_eq!(text("aä€", 6), "aä€");
+    }
+
+    #[test]
+    fn what_a_column_can_not_hold_is_clamped_and_said() {
+        let mut clamp = Clamp::default();
+        assert_eq!(clamp.int("a", u64::MAX), i32::MAX);
+        assert_eq!(clamp.bigint("b", Some(u64::MAX)), Some(i64::MAX));
+        assert_eq!(clamp.bigint("c", Some(7)), Some(7));
+        assert_eq!(clamp.nanousd(u64::MAX), 999_999_999_999_990);
+        assert_eq!(clamp.onto(&Map::new()), r#"{"clamped":["a","b","cost_usd"]}"#);
+    }
+
+    #[test]
+    fn milliseconds_are_rounded_half_up() {
+        assert_eq!([0, 499, 500, 1499, 1500].map(ms), [0, 0, 1, 1, 2]);
+    }
+}

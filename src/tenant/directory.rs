@@ -1,0 +1,302 @@
+//! Cached look-ups.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use quick_cache::sync::Cache;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use crate::telemetry::{Label, Metrics};
+
+use super::answers::{Answer, Entry, Key, KeyRef, MAX_BYTES};
+use super::breaker::{Breaker, Permit};
+use super::source::{SourceError, TenantSource};
+
+/// Look-ups in the air at most; beyond, a miss is answered as if the database were away. A pool has far fewer connections.
+const MAX_FLIGHTS: usize = 1024;
+
+/// After which a look-up is given up, whatever the source's own limits of time.
+const FLIGHT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a request waits for a look-up, unless the config says otherwise.
+const TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How look-ups are cached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long an answer holds. From four fifths of it on, it is asked again in the background.
+    pub ttl: Duration,
+    /// How long "no such row" holds.
+    pub negative_ttl: Duration,
+    /// How many answers are kept.
+    pub capacity: usize,
+    /// How long a request waits for a look-up.
+    pub timeout: Duration,
+}
+
+impl Default for Config {
+    /// A minute, so that a changed plan is noticed within one; 5 s for "no such row", since a session that does not exist
+    /// yet may in a moment; 100,000 answers (some 30 MB).
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(60),
+            negative_ttl: Duration::from_secs(5),
+            capacity: 100_000,
+            timeout: TIMEOUT,
+        }
+    }
+}
+
+/// Cached look-ups: bounded, expiring, one flight a key; when the database is away, the last known answer.
+pub struct Directory {
+    config: Config,
+    source: Option<Arc<dyn TenantSource>>,
+    runtime: Handle,
+    cache: Cache<Key, Arc<Entry>>,
+    misses: Mutex<Misses>,
+    counts: Counts,
+}
+
+/// What only a miss looks at.
+#[derive(Default)]
+struct Misses {
+    flights: HashMap<Key, Flight>,
+    breakers: HashMap<Arc<str>, Breaker>,
+}
+
+/// A look-up in the air.
+#[derive(Clone)]
+struct Flight {
+    began: Instant,
+    landed: watch::Receiver<Option<Arc<Entry>>>,
+}
+
+/// What a miss is to do.
+enum Miss {
+    /// Somebody else's look-up has just been answered.
+    Landed(Arc<Entry>),
+    /// Wait for this one.
+    Wait(Flight),
+    /// The database is being probed; this look-up does it, unless there is nothing else to say.
+    Probe(Flight),
+    /// Don't.
+    Leave,
+}
+
+/// One counter for each kind of answer, found once.
+struct Counts {
+    hit: Counter,
+    known: Counter,
+    absent: Counter,
+    stale: Counter,
+    unavailable: Counter,
+}
+
+impl Counts {
+    fn new(metrics: &Metrics) -> Self {
+        let count =
+            |answer: &'static str| metrics.look_ups.get_or_create(&Label("answer", answer.into())).clone();
+        Self {
+            hit: count("hit"),
+            known: count("known"),
+            absent: count("absent"),
+            stale: count("stale"),
+            unavailable: count("unavailable"),
+        }
+    }
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Directory {
+    /// A directory over `source`; without one every answer is `Absent`. Look-ups run on `runtime`, where the database's
+    /// driver lives, and outlive the requests that began them.
+    pub fn new(
+        config: Config,
+        source: Option<Arc<dyn TenantSource>>,
+        runtime: Handle,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let cache = Cache::new(config.capacity.max(1));
+        let counts = Counts::new(&metrics);
+        Arc::new(Self { config, source, runtime, cache, misses: Mutex::default(), counts })
+    }
+
+    /// Looks `key` up with `query`.
+    ///
+    /// A key that is too long ([`MAX_BYTES`]) or that Postgres can't take as text (with a NUL) is in no table: `Absent`.
+    pub async fn look_up(self: &Arc<Self>, query: &Arc<str>, key: &str) -> Answer {
+        let Some(source) = &self.source else { return Answer::Absent };
+        if key.len() > MAX_BYTES || key.contains('\0') {
+            return Answer::Absent;
+        }
+        let (now, asked) = (Instant::now(), KeyRef { query, key });
+        let earlier = self.cache.get(&asked);
+        if let Some(entry) = earlier.as_ref().filter(|entry| entry.is_fresh(now)) {
+            if entry.claims_refresh(now) {
+                self.miss(source, asked, now, true);
+            }
+            self.counts.hit.inc();
+            return entry.answer();
+        }
+        // "No such row" may have changed since; a value is worth something even when it is old.
+        let stale = earlier.and_then(|entry| entry.value.clone());
+        let landed = match self.miss(source, asked, now, false) {
+            Miss::Landed(entry) => Some(entry),
+            Miss::Wait(flight) => self.wait(query, flight).await,
+            Miss::Probe(flight) if stale.is_none() => self.wait(query, flight).await,
+            Miss::Probe(_) | Miss::Leave => None,
+        };
+        self.counted(landed, stale)
+    }
+
+    #[cfg(test)]
+    pub(super) fn answers(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn counted(&self, landed: Option<Arc<Entry>>, stale: Option<Arc<str>>) -> Answer {
+        let answer = match (&landed, stale) {
+            (Some(entry), _) => entry.answer(),
+            (None, Some(value)) => Answer::Known(value),
+            (None, None) => Answer::Unavailable,
+        };
+        let count = match (&landed, &answer) {
+            (Some(_), Answer::Known(_)) => &self.counts.known,
+            (Some(_), _) => &self.counts.absent,
+            (None, Answer::Known(_)) => &self.counts.stale,
+            (None, _) => &self.counts.unavailable,
+        };
+        count.inc();
+        answer
+    }
+
+    /// Waits for a look-up, within the bound.
+    async fn wait(&self, query: &Arc<str>, mut flight: Flight) -> Option<Arc<Entry>> {
+        match timeout(self.config.timeout, flight.landed.wait_for(Option::is_some)).await {
+            Ok(Ok(entry)) => entry.clone(),
+            // It failed, and has said so.
+            Ok(Err(_)) => None,
+            Err(_) => {
+                self.misses().breaker(query).overdue(flight.began, Instant::now());
+                None
+            }
+        }
+    }
+
+    /// Joins the look-up that is in the air, or begins one, as far as that makes sense now. `ahead`: the answer in the
+    /// cache is still fresh.
+    fn miss(
+        self: &Arc<Self>,
+        source: &Arc<dyn TenantSource>,
+        asked: KeyRef<'_>,
+        now: Instant,
+        ahead: bool,
+    ) -> Miss {
+        let mut misses = self.misses();
+        // The look-up may have landed since the cache was read: it fills the cache before it leaves the map.
+        let landed = self.cache.peek(&asked).filter(|entry| !ahead && entry.is_fresh(now));
+        if let Some(entry) = landed {
+            return Miss::Landed(entry);
+        }
+        let join: fn(Flight) -> Miss = match misses.breaker(asked.query).permit(now) {
+            Permit::Ask => Miss::Wait,
+            Permit::Probe => Miss::Probe,
+            Permit::Leave => return Miss::Leave,
+        };
+        let key = asked.to_key();
+        if let Some(flight) = misses.flights.get(&key) {
+            return join(flight.clone());
+        }
+        if misses.flights.len() >= MAX_FLIGHTS {
+            return Miss::Leave;
+        }
+        let (landing, landed) = watch::channel(None);
+        let flight = Flight { began: now, landed };
+        misses.flights.insert(key.clone(), flight.clone());
+        drop(misses);
+        let pilot = Pilot { directory: self.clone(), key, landing };
+        self.runtime.spawn(pilot.fly(source.clone()));
+        join(flight)
+    }
+
+    fn entry(&self, value: Option<String>, now: Instant) -> Arc<Entry> {
+        let value: Option<Arc<str>> = value.filter(|value| value.len() <= MAX_BYTES).map(Into::into);
+        let ttl = if value.is_some() { self.config.ttl } else { self.config.negative_ttl };
+        Arc::new(Entry::new(value, now + ttl / 5 * 4, now + ttl))
+    }
+
+    fn misses(&self) -> MutexGuard<'_, Misses> {
+        self.misses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Misses {
+    /// The breaker of a query. Queries come from the config, so there are few; each reload may bring others.
+    fn breaker(&mut self, query: &Arc<str>) -> &mut Breaker {
+        if self.breakers.len() >= 64 && !self.breakers.contains_key(query) {
+            self.breakers.clear();
+        }
+        self.breakers.entry(query.clone()).or_default()
+    }
+}
+
+/// Brings one look-up home. Dropped on the way (a panic, the end of the runtime) it counts as failed, so that nobody waits
+/// for it and the next request begins anew.
+struct Pilot {
+    directory: Arc<Directory>,
+    key: Key,
+    landing: watch::Sender<Option<Arc<Entry>>>,
+}
+
+impl Pilot {
+    async fn fly(self, source: Arc<dyn TenantSource>) {
+        let Key { query, key } = &self.key;
+        let asked = async {
+            match source.look_up(query, key).await {
+                // A connection that died in the pool is no news of the database: ask once more.
+                Err(_) => source.look_up(query, key).await,
+                answered => answered,
+            }
+        };
+        let answered = match timeout(FLIGHT_LIMIT, asked).await {
+            Ok(answered) => answered,
+            Err(_) => Err(SourceError(format!("no answer within {FLIGHT_LIMIT:?}"))),
+        };
+        let now = Instant::now();
+        match answered {
+            Ok(value) => {
+                let entry = self.directory.entry(value, now);
+                self.directory.cache.insert(self.key.clone(), entry.clone());
+                if self.directory.misses().breaker(query).answered(now) {
+                    tracing::info!("look-ups in the service's database are answered again");
+                }
+                self.landing.send_replace(Some(entry));
+            }
+            Err(error) => {
+                if self.directory.misses().breaker(query).failed(now) {
+                    tracing::warn!(%error, %query, "look-ups in the service's database fail; the last known answers hold");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Pilot {
+    fn drop(&mut self) {
+        let mut misses = self.directory.misses();
+        misses.flights.remove(&self.key);
+        if self.landing.borrow().is_none() {
+            misses.breaker(&self.key.query).failed(Instant::now());
+        }
+    }
+}

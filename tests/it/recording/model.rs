@@ -1,0 +1,222 @@
+//! The journal against a model of it, over random operations, crashes and corruptions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tollgate::record::{
+    Config, Content, Durability, Inspected, Journal, Recorder, Records, SinkError, inspect,
+};
+use tollgate::telemetry::Metrics;
+
+use super::faulty::FaultyDisk;
+use super::fixture::{FakeSink, audit, config, number, usage};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Records so many, as one group or one by one.
+    Append { records: u8, together: bool },
+    /// Ships so many batches, or all.
+    Ship(Option<u8>),
+    /// Closes and opens.
+    Reopen,
+    /// Dies, loses this part of the last segment's end (in 1/255 of the segment), and opens.
+    Crash { torn: u8 },
+    /// Dies, has a byte changed at this part of the journal, and opens.
+    Corrupt { place: u16, flip: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1..20_u8, any::<bool>()).prop_map(|(records, together)| Step::Append { records, together }),
+        2 => proptest::option::of(0..4_u8).prop_map(Step::Ship),
+        1 => Just(Step::Reopen),
+        1 => prop_oneof![Just(0), any::<u8>()].prop_map(|torn| Step::Crash { torn }),
+        1 => (any::<u16>(), 1..=255_u8).prop_map(|(place, flip)| Step::Corrupt { place, flip }),
+    ]
+}
+
+/// What the journal should hold.
+#[derive(Default)]
+struct Model {
+    next: u64,
+    /// Journaled, and not known to be in the sink.
+    pending: BTreeSet<u64>,
+    /// In the sink.
+    shipped: BTreeSet<u64>,
+    /// In a place that was cut off or changed.
+    damaged: BTreeSet<u64>,
+}
+
+struct Run {
+    config: Config,
+    disk: FaultyDisk,
+    open: Option<(Recorder, Journal)>,
+    model: Model,
+}
+
+fn places(dir: &Path) -> Vec<Inspected> {
+    let mut all = Vec::new();
+    inspect(dir, &mut |found| {
+        all.push(found);
+        true
+    })
+    .unwrap();
+    all
+}
+
+/// The numbers of the records that overlap a part of a segment.
+fn hit(places: &[Inspected], segment: &str, from: u64, to: u64) -> Vec<u64> {
+    let overlaps = |p: &&Inspected| p.segment == segment && p.offset < to && from < p.offset + p.length;
+    places
+        .iter()
+        .filter(overlaps)
+        .filter_map(|place| match &place.what {
+            Content::Record { record, .. } => Some(number(record)),
+            Content::Unreadable(_) => None,
+        })
+        .collect()
+}
+
+impl Run {
+    fn open(&mut self) {
+        self.disk = FaultyDisk::default();
+        let disk = Arc::new(self.disk.clone());
+        let (recorder, journal) = Journal::open_on(disk, self.config.clone(), Metrics::new()).unwrap();
+        let mut back = Vec::new();
+        journal.replay(&mut |record| back.push(number(record)));
+        let mut sorted = back.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(back, sorted, "in order, each once");
+        let back: BTreeSet<u64> = back.into_iter().collect();
+        let missing: Vec<_> =
+            self.model.pending.difference(&back).filter(|n| !self.model.damaged.contains(n)).collect();
+        assert!(missing.is_empty(), "lost: {missing:?}");
+        let known = |n: &u64| self.model.pending.contains(n) || self.model.shipped.contains(n);
+        assert!(back.iter().all(known), "never recorded: {back:?}");
+        assert_eq!(journal.state().records, back.len() as u64);
+        // From here on the journal is held to what it has shown.
+        self.model.pending = back;
+        self.open = Some((recorder, journal));
+    }
+
+    fn die(&mut self) {
+        self.disk.die();
+        self.open = None;
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Append { records, together } => {
+                let (recorder, _) = self.open.as_ref().unwrap();
+                let numbers = self.model.next..self.model.next + u64::from(records);
+                let record = |n: u64| if n % 3 == 0 { audit(n) } else { usage(n) };
+                let receipts: Vec<_> = if together {
+                    vec![recorder.record(numbers.clone().map(record).collect())]
+                } else {
+                    numbers.clone().map(|n| recorder.record(Records::from_iter([record(n)]))).collect()
+                };
+                for receipt in receipts {
+                    assert_eq!(receipt.await, Durability::Journaled);
+                }
+                self.model.next = numbers.end;
+                self.model.pending.extend(numbers);
+            }
+            Step::Ship(batches) => {
+                let (_, journal) = self.open.as_ref().unwrap();
+                let left = std::sync::atomic::AtomicU64::new(batches.map_or(u64::MAX, u64::from));
+                let sink = FakeSink::new(move |_| {
+                    use std::sync::atomic::Ordering::SeqCst;
+                    let taken = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+                    taken.map(|_| ()).map_err(|_| SinkError::Transient("enough".into()))
+                });
+                let stop = CancellationToken::new();
+                stop.cancel();
+                journal.ship(sink.clone(), stop, Duration::from_millis(200)).await;
+                let written = sink.written_set();
+                let unknown: Vec<_> = written.iter().filter(|n| **n >= self.model.next).collect();
+                assert!(unknown.is_empty());
+                self.model.shipped.extend(&written);
+                if batches.is_none() {
+                    let missing: Vec<_> = self.model.pending.difference(&self.model.shipped).collect();
+                    assert!(missing.is_empty(), "not shipped: {missing:?}");
+                    assert_eq!(journal.state().records, 0);
+                }
+                self.model.pending.retain(|n| !self.model.shipped.contains(n));
+            }
+            Step::Reopen => {
+                self.open = None;
+                self.open();
+            }
+            Step::Crash { torn } => {
+                self.die();
+                let places = places(&self.config.dir);
+                if let Some(last) = places.last() {
+                    let path = self.config.dir.join(&last.segment);
+                    let size = std::fs::metadata(&path).unwrap().len();
+                    let keep = size - size * u64::from(torn) / 255;
+                    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(keep).unwrap();
+                    self.model.damaged.extend(hit(&places, &last.segment, keep, size));
+                }
+                self.open();
+            }
+            Step::Corrupt { place, flip } => {
+                self.die();
+                let places = places(&self.config.dir);
+                let sizes: BTreeMap<&str, u64> = places
+                    .iter()
+                    .map(|p| {
+                        (
+                            p.segment.as_str(),
+                            std::fs::metadata(self.config.dir.join(&p.segment)).unwrap().len(),
+                        )
+                    })
+                    .collect();
+                let mut at = sizes.values().sum::<u64>() * u64::from(place) / 65_536;
+                for (segment, size) in sizes {
+                    if at < size {
+                        let path = self.config.dir.join(segment);
+                        let mut bytes = std::fs::read(&path).unwrap();
+                        bytes[usize::try_from(at).unwrap()] ^= flip;
+                        std::fs::write(&path, bytes).unwrap();
+                        self.model.damaged.extend(hit(&places, segment, at, at + 1));
+                        break;
+                    }
+                    at -= size;
+                }
+                self.open();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_journaled_and_not_damaged_comes_back_once_and_in_order(
+        steps in proptest::collection::vec(step(), 1..25),
+        synced in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let dir = TempDir::new().unwrap();
+            let config = Config {
+                segment_bytes: 6000,
+                batch_records: 7,
+                fsync_interval: Duration::from_secs(if synced { 0 } else { 3600 }),
+                ..config(dir.path())
+            };
+            let mut run = Run { config, disk: FaultyDisk::default(), open: None, model: Model::default() };
+            run.open();
+            for step in steps {
+                run.take(step).await;
+            }
+        });
+    }
+}
