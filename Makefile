@@ -4,9 +4,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
-# The load run's target; `make bench-load TOLLGATE=/path/to/tollgate` measures another build.
-TOLLGATE ?=
-
 .PHONY: help demo test lint bench bench-load build
 
 help: ## Lists the commands
@@ -28,16 +25,13 @@ lint: ## Formatting, clippy, documentation, licences: as CI does
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	cargo deny --locked check licenses bans sources
 
-bench: ## Micro-benchmarks, then the load run
+bench: ## Every benchmark: micro, and the load run
 	@scripts/setup --with-bench
-	cargo bench --locked
-	@$(MAKE) --no-print-directory bench-load
+	cargo bench --locked --benches
 
-bench-load: ## Requests/s, latency, CPU and memory per request and stream, against nginx (Linux)
+bench-load: ## Requests/s, latency, CPU and memory per request and stream, against nginx (Linux); ARGS="--seconds 2"
 	@scripts/setup --with-bench
-	$(if $(TOLLGATE),,cargo build --release --locked --bin tollgate)
-	cargo build --release --locked --example load
-	$(if $(TOLLGATE),TOLLGATE=$(TOLLGATE)) benches/load/run
+	cargo bench --locked --bench load -- $(ARGS)
 
 build: ## The release binary, target/release/tollgate
 	@scripts/setup

@@ -1,4 +1,5 @@
 //! The stand-in service speaks the chat service's formats.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! `deploy/nginx/` in the real nginx: only the widget's path goes through Tollgate, and past it when it is down.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

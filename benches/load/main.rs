@@ -1,0 +1,177 @@
+//! The load run: what a request and a stream cost through Tollgate, against nginx as a plain proxy, in one run.
+//!
+//! The target has one core; the load, the upstream and Postgres share another, so that what is measured is the
+//! target alone. CPU is what the kernel charged to the target's process, all its threads, between two readings.
+//! Rounds are interleaved and a ratio is taken within a round, because the machine's own speed drifts.
+//!
+//! `make bench-load`, or `cargo bench --bench load -- --seconds 5 --rounds 3 --connections 64 --streams 200`;
+//! `--only nginx` leaves Tollgate out. `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
+
+mod client;
+mod report;
+mod target;
+mod upstream;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+
+use self::client::Load;
+use self::report::{RequestRow, StreamRow};
+use self::target::{Target, pin_myself};
+
+/// The core that the target has for itself.
+const TARGET_CORE: usize = 0;
+/// The core of everything else.
+const LOAD_CORE: usize = 1;
+
+/// Before a measurement: connections made, caches warm.
+const WARM_UP: Duration = Duration::from_millis(700);
+
+/// What to run.
+struct Options {
+    seconds: f64,
+    rounds: usize,
+    connections: usize,
+    streams: usize,
+    with_tollgate: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --all-targets` starts benches too, without this; there it is enough that it compiles.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let options = options(&arguments)?;
+    ensure!(
+        cfg!(target_os = "linux"),
+        "the load run reads /proc and pins processes to cores: it needs Linux"
+    );
+    ensure!(std::thread::available_parallelism()?.get() > 1, "the load run needs two cores");
+    // Before the runtime: it must not have a thread yet.
+    pin_myself(LOAD_CORE)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(tokio::task::LocalSet::new().run_until(run(options)))
+}
+
+fn options(arguments: &[String]) -> anyhow::Result<Options> {
+    let mut options = Options { seconds: 5.0, rounds: 3, connections: 64, streams: 200, with_tollgate: true };
+    let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
+    while let Some(name) = rest.next() {
+        let value = rest.next().with_context(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--seconds" => options.seconds = value.parse()?,
+            "--rounds" => options.rounds = value.parse()?,
+            "--connections" => options.connections = value.parse()?,
+            "--streams" => options.streams = value.parse()?,
+            "--only" if value == "nginx" => options.with_tollgate = false,
+            _ => bail!("unknown: {name} {value}"),
+        }
+    }
+    Ok(options)
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let upstream = upstream::start().await?;
+    let scratch = target::scratch()?;
+    let mut targets = vec![Target::nginx(scratch.path(), upstream.address).await?];
+    if options.with_tollgate {
+        targets.push(Target::tollgate(scratch.path(), upstream.address).await?);
+    }
+    println!(
+        "{} connections, {} s a run, {} rounds; {} streams of one event each {:?}",
+        options.connections,
+        options.seconds,
+        options.rounds,
+        options.streams,
+        upstream::EVENT_INTERVAL
+    );
+    for target in &targets {
+        let started = target.first_answer.as_secs_f64() * 1e3;
+        println!(
+            "{}: first answer {started:.0} ms after its start, {} KB resident",
+            target.name,
+            target.rss_kb()?
+        );
+    }
+
+    for (title, request) in [
+        ("Pass-through: GET, answer of 1 KB", upstream::page_request()),
+        ("Metered: POST of a batch, answer of 1 KB that reports its tokens", upstream::chat_request()),
+    ] {
+        let mut rows = vec![RequestRow::new("direct")];
+        rows.extend(targets.iter().map(|target| RequestRow::new(target.name)));
+        for _ in 0..options.rounds {
+            rows[0].add(measure_requests(upstream.address, None, request, &options).await?);
+            for (target, row) in targets.iter().zip(&mut rows[1..]) {
+                row.add(measure_requests(target.address, Some(target), request, &options).await?);
+            }
+        }
+        println!("\n{title}\n{}", report::requests(&rows));
+    }
+
+    let mut rows: Vec<StreamRow> = targets.iter().map(|target| StreamRow::new(target.name)).collect();
+    for _ in 0..options.rounds {
+        for (target, row) in targets.iter().zip(&mut rows) {
+            row.add(measure_streams(target, &upstream, &options).await?);
+        }
+    }
+    println!("\nStreams: POST of a batch, streamed\n{}", report::streams(&rows));
+    for target in targets {
+        target.stop().await?;
+    }
+    Ok(())
+}
+
+async fn measure_requests(
+    address: SocketAddr,
+    target: Option<&Target>,
+    request: &'static str,
+    options: &Options,
+) -> anyhow::Result<report::Requests> {
+    let load = Load::requests(address, request, options.connections);
+    tokio::time::sleep(WARM_UP).await;
+    let (before, cpu_before) = (load.begin(), target.map(Target::cpu_seconds).transpose()?);
+    tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
+    let cpu_after = target.map(Target::cpu_seconds).transpose()?;
+    let count = load.done() - before;
+    let elapsed = load.elapsed();
+    let mut latencies = load.stop().await?;
+    ensure!(count > 0, "no answer came");
+    latencies.sort_unstable();
+    let at = |share: f64| f64::from(latencies[((latencies.len() - 1) as f64 * share) as usize]) / 1e3;
+    let cpu = cpu_before.zip(cpu_after).map(|(before, after)| (after - before) * 1e6 / count as f64);
+    Ok(report::Requests {
+        per_second: count as f64 / elapsed.as_secs_f64(),
+        p50_ms: at(0.5),
+        p99_ms: at(0.99),
+        cpu_us: cpu,
+    })
+}
+
+async fn measure_streams(
+    target: &Target,
+    upstream: &upstream::Upstream,
+    options: &Options,
+) -> anyhow::Result<report::Streams> {
+    upstream.let_streams_run();
+    let empty = target.rss_kb()?;
+    let mut load = Load::streams(target.address, upstream::stream_request(), options.streams);
+    load.all_begun().await?;
+    tokio::time::sleep(WARM_UP).await;
+    let (before, cpu_before) = (load.begin(), target.cpu_seconds()?);
+    tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
+    let cpu = target.cpu_seconds()? - cpu_before;
+    let count = load.done() - before;
+    let elapsed = load.elapsed();
+    let grown = target.rss_kb()?.saturating_sub(empty);
+    upstream.end_streams();
+    load.stop().await?;
+    Ok(report::Streams {
+        events_per_second: count as f64 / elapsed.as_secs_f64(),
+        cpu_us: cpu * 1e6 / count as f64,
+        kb_per_stream: grown as f64 / options.streams as f64,
+    })
+}
