@@ -74,7 +74,7 @@ pub(crate) async fn tap(
     mut upstream: Incoming,
     mut settlement: Settlement,
     idle: std::time::Duration,
-) -> Body {
+) -> Tapped {
     if upstream.is_end_stream() {
         settlement.finish(Outcome::Completed).await;
         return Tapped::Empty;
