@@ -216,9 +216,9 @@ impl State {
     }
 
     /// Calls `each` with the records that are in memory only, oldest first, until it says `false`.
-    pub(super) fn unwritten(&self, mut each: impl FnMut(&Entry) -> bool) {
+    pub(super) fn unwritten(&self, each: impl FnMut(&Entry) -> bool) {
         // They are at the end, but for those that the shipper's batches were put back in front of.
-        let _ = self.tail.iter().filter(|entry| !entry.on_disk).all(|entry| each(entry));
+        let _ = self.tail.iter().filter(|entry| !entry.on_disk).all(each);
     }
 
     /// Notes that the records of these numbers are on disk.
