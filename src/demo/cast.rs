@@ -24,8 +24,8 @@ pub(super) const BAKERY: Tenant = tenant("tn_bakery", "trial", 1);
 pub(super) const CLINIC: Tenant = tenant("tn_clinic", "starter", 2);
 /// On `pro`: batches, completions and embeddings.
 pub(super) const TRAVEL: Tenant = tenant("tn_travel", "pro", 3);
-/// On `enterprise`, without traffic of its own: for whoever watches to try.
-pub(super) const MUSEUM: Tenant = tenant("tn_museum", "enterprise", 4);
+/// On `enterprise`, where nothing is limited; without traffic of its own.
+const MUSEUM: Tenant = tenant("tn_museum", "enterprise", 4);
 
 /// All of them.
 pub(super) const ALL: [Tenant; 4] = [BAKERY, CLINIC, TRAVEL, MUSEUM];

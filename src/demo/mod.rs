@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::cast::{BAKERY, CLINIC, MUSEUM, TRAVEL};
+use self::cast::{BAKERY, CLINIC, TRAVEL};
 use self::service::{Service, Sessions};
 use self::traffic::{Call, Visitor};
 use crate::gateway::Gateway;
@@ -238,6 +238,8 @@ impl Stage {
         println!("What was metered, read back from Postgres:\n\n{}", report::table(&lines));
         report::check(&lines, &visitors)?;
         println!("{}\n", report::summary(&visitors));
+        // What the job does every few minutes, so that the operators' view has its hours and days already.
+        self.store.aggregate().await.context("aggregating the usage")?;
         Ok(())
     }
 
@@ -260,15 +262,15 @@ impl Stage {
     fn commands(&self) -> String {
         let Self { gateway, admin, database, secrets, .. } = self;
         let (token, chat) = (&secrets.admin_token, format!("http://{gateway}/api/widget/chat"));
-        let (museum, bakery) = (MUSEUM.session, BAKERY.session);
+        let (clinic, bakery) = (CLINIC.session, BAKERY.session);
         format!(
             r#"Try:
 
   # a visitor's message, answered through Tollgate
-  curl -i {chat} -H 'content-type: application/json' -d '{{"sessionId": "{museum}", "message": "When are you open?"}}'
+  curl -si {chat} -H 'content-type: application/json' -d '{{"sessionId": "{clinic}", "message": "What are your opening hours?"}}'
 
   # the tenant that is over its quota: refused, in words that the widget knows
-  curl -i {chat} -H 'content-type: application/json' -d '{{"sessionId": "{bakery}", "messages": [{{"query": "hours"}}, {{"query": "price"}}, {{"query": "returns"}}, {{"query": "delivery"}}, {{"query": "human"}}, {{"query": "hours"}}, {{"query": "price"}}]}}'
+  curl -si {chat} -H 'content-type: application/json' -d '{{"sessionId": "{bakery}", "messages": [{{"query": "hours"}}, {{"query": "price"}}, {{"query": "returns"}}, {{"query": "delivery"}}, {{"query": "human"}}, {{"query": "hours"}}, {{"query": "price"}}]}}'
 
   # what an operator sees of it
   curl -s 'http://{admin}/api/admin/usage?tenantId={bakery_id}' -H 'authorization: Bearer {token}'

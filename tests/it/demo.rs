@@ -1,6 +1,8 @@
 //! The stand-in service speaks the chat service's formats.
 #![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -135,4 +137,23 @@ async fn everything_else_is_a_small_page() {
     let response = Client::ask(service.addr, request("PUT", "/about?x=1").body("12345")).await;
     assert_eq!((response.status, response.header("content-type")), (200, Some("text/plain; charset=utf-8")));
     assert!(response.text().contains("PUT /about?x=1\n5 bytes"), "{}", response.text());
+}
+
+/// The whole of it, as a new user runs it: Postgres, the service, the gateway, the traffic, and the check of the rows.
+#[tokio::test]
+async fn the_demo_meters_its_traffic_checks_the_rows_and_leaves_nothing_behind() {
+    let scratch = tempfile::Builder::new().permissions(Permissions::from_mode(0o711)).tempdir().unwrap();
+    let run = tokio::process::Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(["demo", "--once"])
+        .env("TMPDIR", scratch.path())
+        .env_remove("DATABASE_URL")
+        .kill_on_drop(true)
+        .output();
+    let run = tokio::time::timeout(Duration::from_secs(120), run).await.expect("it ends by itself").unwrap();
+    let (said, log) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{said}\n{log}");
+    for line in ["tn_bakery   trial", "tn_clinic   starter", "tn_travel   pro", "a row each"] {
+        assert!(said.contains(line), "{line:?} is not in:\n{said}");
+    }
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "the scratch directory is gone");
 }
