@@ -11,6 +11,7 @@
 mod database;
 mod health;
 mod jobs;
+mod policy;
 mod reload;
 
 use std::net::SocketAddr;
@@ -32,8 +33,8 @@ use self::health::Live;
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
-use crate::proxy::{Core, Listener, Policy, PolicyParts, Proxy};
-use crate::quota::{Enforcer, Plans};
+use crate::proxy::{Core, Listener, Proxy};
+use crate::quota::Enforcer;
 use crate::record::Journal;
 use crate::settings::Settings;
 use crate::store::{self, PrivatePostgres, Store};
@@ -102,7 +103,7 @@ impl Gateway {
         });
 
         let core = Arc::new(Core {
-            policy: ArcSwap::from_pointee(policy(&settings, &metrics)?),
+            policy: ArcSwap::from_pointee(policy::of(&settings, &metrics)?),
             directory,
             enforcer: enforcer.clone(),
             recorder,
@@ -253,26 +254,6 @@ async fn with_store<T>(
         private.stop().await;
     }
     done
-}
-
-/// Compiles what a reload can change.
-fn policy(settings: &Settings, metrics: &Arc<Metrics>) -> anyhow::Result<Policy> {
-    let plans = Plans::new(
-        settings.plans.clone(),
-        settings.overrides.clone(),
-        settings.default_plan.clone(),
-        metrics.clone(),
-    )
-    .map_err(|why| settings.fault("plans", why))?;
-    let policy = Policy::new(PolicyParts {
-        routes: &settings.routes,
-        formats: &settings.formats,
-        identify: &settings.identify,
-        plans: Arc::new(plans),
-        prices: settings.prices.clone(),
-        meter: settings.meter.clone(),
-    });
-    Ok(policy.map_err(|error| settings.fault(error.key(), error.to_string()))?)
 }
 
 /// The database as configured, or one of our own under the data directory.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::policy;
 use crate::model::event::{Actor, AuditEvent, AuditResult, Record};
 use crate::proxy::Core;
 use crate::settings::{Change, Settings};
@@ -85,7 +86,7 @@ fn reload(old: &Settings, core: &Core) -> Option<Settings> {
     if changes.is_empty() {
         return None;
     }
-    let policy = match super::policy(&fresh, &core.metrics) {
+    let policy = match policy::of(&fresh, &core.metrics) {
         Ok(policy) => policy,
         Err(error) => return refused(error.to_string()),
     };

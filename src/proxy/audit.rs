@@ -51,6 +51,14 @@ pub(crate) fn exchange(
     received.into_iter().chain(ended)
 }
 
+/// The event that an answer was sent, with a count that came later.
+pub(crate) fn with_tokens(mut sent: AuditEvent, tokens: u64) -> AuditEvent {
+    if let Some(told) = sent.new_values.as_mut().and_then(|values| values.get_mut("tokens_used")) {
+        *told = json!(tokens);
+    }
+    sent
+}
+
 /// An exchange that the gateway itself answered with an error.
 pub(crate) fn api_error(trail: &Trail<'_>, status: u16) -> AuditEvent {
     let outcome = if status == 504 { Outcome::Timeout } else { Outcome::UpstreamError };

@@ -1,4 +1,4 @@
-//! Bodies in both directions: never collected, never copied, and bounded in how long they may pause.
+//! Bodies in both directions: never collected, never copied.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -10,73 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::tap::Tap;
-
-/// Why a body broke off.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
-    /// The other side broke it off, or sent what is no HTTP.
-    #[error(transparent)]
-    Broken(#[from] hyper::Error),
-    /// It paused for longer than the idle limit.
-    #[error("the body paused for longer than the idle limit")]
-    Idle,
-}
-
-/// The limit on the pause between two frames. The timer is armed only when a body really pauses.
-#[derive(Debug)]
-pub(crate) struct Idle {
-    limit: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-    armed: bool,
-}
-
-impl Idle {
-    pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, sleep: None, armed: false }
-    }
-
-    /// A frame came: the pause is over.
-    pub(crate) fn progress(&mut self) {
-        self.armed = false;
-    }
-
-    /// No frame yet: ready when the pause has been too long.
-    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = || Instant::now() + self.limit;
-        let sleep = match &mut self.sleep {
-            Some(sleep) => {
-                if !self.armed {
-                    sleep.as_mut().reset(deadline());
-                }
-                sleep
-            }
-            none => none.insert(Box::pin(sleep_until(deadline()))),
-        };
-        self.armed = true;
-        sleep.as_mut().poll(cx)
-    }
-}
-
-/// Polls a frame within the idle limit.
-pub(crate) fn poll_frame_within(
-    body: &mut Incoming,
-    idle: &mut Idle,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    match Pin::new(body).poll_frame(cx) {
-        Poll::Ready(frame) => {
-            idle.progress();
-            Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
-        }
-        Poll::Pending => {
-            ready!(idle.poll_expired(cx));
-            Poll::Ready(Some(Err(BodyError::Idle)))
-        }
-    }
-}
+use super::pause::{BodyError, Idle, poll_frame_within};
+use super::tap::{Tap, Tapped};
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -94,6 +30,16 @@ pub(crate) enum Body {
 impl Body {
     pub(crate) fn whole(bytes: Bytes) -> Self {
         Body::Whole(Some(bytes))
+    }
+}
+
+impl From<Tapped> for Body {
+    fn from(tapped: Tapped) -> Self {
+        match tapped {
+            Tapped::Empty => Body::Empty,
+            Tapped::Settled(bytes) => Body::whole(bytes),
+            Tapped::Open(tap) => Body::Tapped(tap),
+        }
     }
 }
 

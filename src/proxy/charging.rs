@@ -100,9 +100,10 @@ pub(crate) fn price(
             let usage = usage_of(counted);
             Priced { usage, tokens: usage.total().map(|total| total.max(least)), source: *source }
         }
+        // At least one, so that there is a charge for the amendment to correct.
         (Basis::Text(_), None) => Priced {
             usage: TokenUsage::default(),
-            tokens: Some(reserved.tokens),
+            tokens: Some(reserved.tokens.max(1)),
             source: TokenSource::Reserved,
         },
     }

@@ -103,7 +103,7 @@ impl Exchange<'_> {
         set_rate_limits(&mut answer.headers, settlement.standings(), Timestamp::now());
         answer.headers.insert(X_REQUEST_ID, self.id.clone());
         let body = tap(body, settlement, self.core.upstream.idle_timeout).await;
-        Ok(Response::from_parts(answer, body))
+        Ok(Response::from_parts(answer, body.into()))
     }
 
     fn inspect(&self, read: &ReadBody) -> Option<Inspected> {

@@ -10,8 +10,8 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
-use super::body::{BodyError, Idle, poll_frame_within};
 use super::failure::Failure;
+use super::pause::{BodyError, Idle, poll_frame_within};
 use crate::meter::{DecodeError, decode_request};
 
 /// A body read whole: the frames to forward, and the bytes to look at.

@@ -24,6 +24,7 @@ mod identify;
 mod inspect;
 mod listener;
 mod passing;
+mod pause;
 mod reply;
 mod route;
 mod server;

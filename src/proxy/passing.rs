@@ -6,10 +6,11 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::body::{Body, ClientFault, Idle, RequestBody};
+use super::body::{Body, ClientFault, RequestBody};
 use super::core::Policy;
 use super::failure::Failure;
 use super::headers::remove_hop_by_hop;
+use super::pause::Idle;
 use super::upstream::Upstream;
 
 /// Forwards a request whose forwarding headers are set, and returns the upstream's answer.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Map, json};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -100,6 +100,18 @@ struct Close {
     outcome: Outcome,
     reading: Reading,
     basis: Basis,
+}
+
+/// A count that the event could not wait for.
+struct Late {
+    counting: oneshot::Receiver<Counted>,
+    /// What the row will say.
+    source: TokenSource,
+    model: Option<String>,
+    /// Tokens charged until then.
+    charged: u64,
+    /// The audit event that tells the tokens.
+    sent: Option<AuditEvent>,
 }
 
 impl Settlement {
@@ -342,16 +354,19 @@ impl Open {
         let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
         let cost_nanousd =
             self.cost(model.as_deref(), &priced.usage, close.reading.billed.as_ref(), used.tokens);
-        if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
-            self.amend_later(counting, *source, floor, model.clone(), &charges, used.tokens);
-        }
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
         }
         let trail = self.trail();
         let mut records = Records::new();
         let audits = audit::exchange(&trail, close.outcome, self.status, priced.tokens);
-        let audits: SmallVec<[AuditEvent; 2]> = audits.into_iter().collect();
+        let mut audits: SmallVec<[AuditEvent; 2]> = audits.into_iter().collect();
+        if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
+            // What was sent is told with its count: not before.
+            let sent = audits.pop();
+            let late = Late { counting, source: *source, model: model.clone(), charged: used.tokens, sent };
+            self.amend_later(late, &charges);
+        }
         let Priced { usage, tokens, source } = priced;
         let event = self.event(close.outcome, usage, tokens, source, used, cost_nanousd, model, charges);
         records.push(Record::Usage(Box::new(event)));
@@ -381,43 +396,36 @@ impl Open {
     }
 
     /// A count that came too late for the event corrects it: the row, the live counter and the quota in memory.
-    fn amend_later(
-        &self,
-        counting: oneshot::Receiver<Counted>,
-        source: TokenSource,
-        floor: u64,
-        model: Option<String>,
-        charges: &[Charge],
-        charged: u64,
-    ) {
+    fn amend_later(&self, late: Late, charges: &[Charge]) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (core, policy) = (self.core.clone(), self.policy.clone());
         let (event_id, tenant_id, at) = (self.event_id, self.subject.tenant.clone(), self.arrival.at);
-        let charges: Vec<Charge> =
-            charges.iter().filter(|c| c.dimension.unit == Unit::Tokens).cloned().collect();
+        let charges = charges.iter().filter(|charge| charge.dimension.unit == Unit::Tokens);
+        let charges: Vec<Charge> = charges.cloned().collect();
         self.core.tasks.spawn_on(
             async move {
-                let Ok(counted) = counting.await else { return };
+                let Ok(counted) = late.counting.await else { return };
                 let usage = charging::usage_of(&counted);
-                let seen = usage.total().unwrap_or(0);
-                let tokens = if source == TokenSource::Partial { seen.max(floor) } else { seen };
-                let delta =
-                    i64::try_from(tokens).unwrap_or(i64::MAX) - i64::try_from(charged).unwrap_or(i64::MAX);
-                let charges: Vec<Charge> =
+                let tokens = usage.total().unwrap_or(0);
+                let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+                let delta = signed(tokens) - signed(late.charged);
+                let charges: Vec<_> =
                     charges.into_iter().map(|charge| Charge { amount: delta, ..charge }).collect();
                 core.enforcer.amend(&tenant_id, &charges);
-                let cost_nanousd = policy.prices.price(model.as_deref()).0.cost_nanousd(&usage);
                 let amendment = Amendment {
                     event_id,
                     tenant_id,
                     at,
                     usage,
                     tokens_consumed: tokens,
-                    token_source: source,
-                    cost_nanousd,
+                    token_source: late.source,
+                    cost_nanousd: policy.prices.price(late.model.as_deref()).0.cost_nanousd(&usage),
                     charges,
                 };
-                drop(core.recorder.record([Record::Amend(Box::new(amendment))].into_iter().collect()));
+                let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];
+                records
+                    .extend(late.sent.map(|sent| Record::Audit(Box::new(audit::with_tokens(sent, tokens)))));
+                drop(core.recorder.record(records));
             },
             &runtime,
         );

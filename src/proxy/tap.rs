@@ -17,7 +17,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::body::{Body, BodyError, Idle, poll_frame_within};
+use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
 use crate::model::event::Outcome;
 
@@ -27,6 +27,17 @@ pub(crate) struct Tap {
     upstream: Incoming,
     idle: Idle,
     state: State,
+}
+
+/// An answer's body, tapped.
+#[derive(Debug)]
+pub(crate) enum Tapped {
+    /// There is none, and the exchange is settled.
+    Empty,
+    /// It was here whole, and the exchange is settled.
+    Settled(Bytes),
+    /// The rest is watched.
+    Open(Box<Tap>),
 }
 
 type FrameResult = Result<Frame<Bytes>, BodyError>;
@@ -63,10 +74,10 @@ pub(crate) async fn tap(
     mut upstream: Incoming,
     mut settlement: Settlement,
     idle: std::time::Duration,
-) -> Body {
+) -> Tapped {
     if upstream.is_end_stream() {
         settlement.finish(Outcome::Completed).await;
-        return Body::Empty;
+        return Tapped::Empty;
     }
     let first = match upstream.frame().now_or_never() {
         Some(Some(Ok(frame))) => {
@@ -75,11 +86,11 @@ pub(crate) async fn tap(
                 settlement.observe(&data);
                 if !settlement.may_count() {
                     settlement.finish(Outcome::Completed).await;
-                    return Body::whole(data);
+                    return Tapped::Settled(data);
                 }
                 let settling = settlement.finish(Outcome::Completed).boxed();
                 let state = State::Ending { settling, last: Some(Ok(Frame::data(data))) };
-                return Body::Tapped(Box::new(Tap { upstream, idle: Idle::new(idle), state }));
+                return Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }));
             }
             Some(Some(Ok(frame)))
         }
@@ -87,7 +98,7 @@ pub(crate) async fn tap(
         None => None,
     };
     let state = State::Flowing { first, settlement };
-    Body::Tapped(Box::new(Tap { upstream, idle: Idle::new(idle), state }))
+    Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }))
 }
 
 impl Tap {

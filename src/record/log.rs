@@ -216,9 +216,9 @@ impl State {
     }
 
     /// Calls `each` with the records that are in memory only, oldest first, until it says `false`.
-    pub(super) fn unwritten(&self, mut each: impl FnMut(&Entry) -> bool) {
+    pub(super) fn unwritten(&self, each: impl FnMut(&Entry) -> bool) {
         // They are at the end, but for those that the shipper's batches were put back in front of.
-        let _ = self.tail.iter().filter(|entry| !entry.on_disk).all(|entry| each(entry));
+        let _ = self.tail.iter().filter(|entry| !entry.on_disk).all(each);
     }
 
     /// Notes that the records of these numbers are on disk.
@@ -256,6 +256,9 @@ impl State {
         // An eighth more than needed, so that the next group does not walk the tail again.
         let (records, bytes) = (HELD_RECORDS / 8 * 7, HELD_BYTES / 8 * 7);
         for audit_only in [true, false] {
+            if !audit_only && self.unwritten <= HELD_RECORDS && self.unwritten_bytes <= HELD_BYTES {
+                break;
+            }
             let (mut left, mut left_bytes) = (self.unwritten, self.unwritten_bytes);
             self.tail.retain(|entry| {
                 let audit = matches!(entry.record, Record::Audit(_));

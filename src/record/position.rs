@@ -63,3 +63,31 @@ fn decode(bytes: &[u8; 12]) -> Option<u64> {
     let (seq, checksum) = bytes.split_first_chunk::<8>()?;
     (crc32c::crc32c(seq).to_le_bytes() == *checksum).then(|| u64::from_le_bytes(*seq))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::{Disk, RealDisk};
+    use super::*;
+
+    #[test]
+    fn a_position_survives_and_a_damaged_slot_leaves_the_one_before() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("position");
+        let load = || Position::load(RealDisk.open(&path).unwrap()).unwrap();
+        let (mut position, seq) = load();
+        assert_eq!(seq, 0);
+        for seq in [5, 9, 12] {
+            position.store(seq).unwrap();
+        }
+        assert_eq!(load().1, 12);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let latest = usize::try_from(SLOT_BYTES).unwrap() * usize::from(position.next_slot == 0);
+        bytes[latest] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let (mut position, seq) = load();
+        assert_eq!(seq, 9);
+        position.store(20).unwrap();
+        assert_eq!(load().1, 20);
+        assert_eq!(peek(&*RealDisk.read(&path).unwrap()).unwrap(), 20);
+    }
+}

@@ -54,10 +54,10 @@ pub(super) async fn ship(
     let mut gathering = pin!(gather(outlet, &stop));
     let mut exhausted = false;
     loop {
-        if flights.is_empty() {
-            if let Some(batch) = waiting.take() {
-                launch(outlet, &sink, &told, &mut flights, &mut aboard, batch);
-            }
+        if flights.is_empty()
+            && let Some(batch) = waiting.take()
+        {
+            launch(outlet, &sink, &told, &mut flights, &mut aboard, batch);
         }
         if exhausted && flights.is_empty() {
             break;

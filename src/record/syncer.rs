@@ -28,7 +28,8 @@ pub(super) struct Syncer {
 
 #[derive(Debug, Default)]
 struct State {
-    active: Option<Arc<dyn DiskFile>>,
+    /// The segment being written, and its number.
+    active: Option<(u64, Arc<dyn DiskFile>)>,
     sealed: Vec<Arc<dyn DiskFile>>,
     new_names: bool,
     fault: Option<SyncFault>,
@@ -40,8 +41,8 @@ struct State {
 pub(super) enum SyncFault {
     /// A sync failed: the kernel may have dropped what it could not write, and would not say so twice.
     Failed(String),
-    /// Somebody deleted the file.
-    Unlinked,
+    /// Somebody deleted the segment of this number. If it is the active one, that was not us.
+    Unlinked(u64),
 }
 
 impl Syncer {
@@ -50,11 +51,11 @@ impl Syncer {
     }
 
     /// The writer goes on with `active`; what it wrote before is synced too.
-    pub(super) fn turn_to(&self, active: Option<Arc<dyn DiskFile>>) {
+    pub(super) fn turn_to(&self, active: Option<(u64, Arc<dyn DiskFile>)>) {
         let mut state = lock(&self.state);
         state.new_names |= active.is_some();
         let before = mem::replace(&mut state.active, active);
-        state.sealed.extend(before);
+        state.sealed.extend(before.map(|(_, file)| file));
     }
 
     /// Something was written. Wakes the thread only when it sleeps.
@@ -108,16 +109,16 @@ impl Syncer {
     fn sync(
         &self,
         sealed: &[Arc<dyn DiskFile>],
-        active: Option<&Arc<dyn DiskFile>>,
+        active: Option<&(u64, Arc<dyn DiskFile>)>,
         names: bool,
     ) -> Option<SyncFault> {
-        let all = sealed.iter().chain(active);
+        let all = sealed.iter().chain(active.map(|(_, file)| file));
         let synced = all.map(|file| file.sync()).chain(names.then(|| self.disk.sync_dir(&self.dir)));
         let failed = synced.filter_map(Result::err).last();
-        if active.is_some_and(|file| matches!(file.linked(), Ok(false))) {
-            return Some(SyncFault::Unlinked);
+        match active {
+            Some((number, file)) if matches!(file.linked(), Ok(false)) => Some(SyncFault::Unlinked(*number)),
+            _ => failed.map(|e| SyncFault::Failed(e.to_string())),
         }
-        failed.map(|e| SyncFault::Failed(e.to_string()))
     }
 }
 

@@ -153,13 +153,12 @@ impl Writer {
                 .push((self.next_seq, batch.iter().any(|record| !matches!(record, Record::Audit(_)))));
             self.next_seq += batch.len() as u64;
         }
-        let mut seq = owners.firsts.first().map_or(self.next_seq, |(first, _)| *first);
-        for record in batches.drain(..).flatten() {
+        let first = owners.firsts.first().map_or(self.next_seq, |(first, _)| *first);
+        for (seq, record) in (first..).zip(batches.drain(..).flatten()) {
             match codec::encode(&record, seq, &mut self.buffer) {
                 Ok(bytes) => self.entries.push(Entry { seq, bytes, on_disk: false, record }),
                 Err(why) => self.refuse_record(seq, &record, &why, &mut owners),
             }
-            seq += 1;
             if self.buffer.len() >= WRITE_BYTES {
                 journaled &= self.chunk(&mut owners);
             }
@@ -316,7 +315,7 @@ impl Writer {
                 return Err(e);
             }
         };
-        self.parts.syncer.turn_to(Some(Arc::clone(&file)));
+        self.parts.syncer.turn_to(Some((number, Arc::clone(&file))));
         let bytes = segment::HEADER_BYTES as u64;
         self.active = Some(Active { file, number, offset: bytes, first_seq: 0 });
         self.parts.log.with(|state| {
@@ -407,7 +406,9 @@ impl Writer {
                 self.abandon();
                 self.fail(&Refusal::Failed(io::Error::other(format!("sync failed: {why}"))));
             }
-            Some(SyncFault::Unlinked) => {
+            // One that was sealed, shipped and deleted by ourselves while it was synced is no fault.
+            Some(SyncFault::Unlinked(number)) if self.active.as_ref().is_none_or(|a| a.number != number) => {}
+            Some(SyncFault::Unlinked(_)) => {
                 if let Some(active) = self.active.take() {
                     self.parts.log.with(|state| {
                         state.forget(active.number);

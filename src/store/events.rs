@@ -6,8 +6,8 @@
 //!    whether or not an earlier COMMIT's answer was lost. An amendment must not be sent before its event.
 //! 3. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
 //!    replicas lock them in the same order, so they never deadlock.
-//! 4. No record poisons a batch by its size or its text: see [`rows`]. One that Postgres refuses all the same is told
-//!    apart from a database in trouble: see [`verdict`].
+//! 4. No record poisons a batch by its size or its text: see `rows`. One that Postgres refuses all the same is told
+//!    apart from a database in trouble: see `verdict`.
 //!
 //! One round trip: BEGIN, the statements and COMMIT are sent together. What a later statement must know of an
 //! earlier one (which events were really inserted) stays on the server, in a setting local to the transaction; asking
@@ -27,12 +27,12 @@ use super::pool::{Store, StoreError};
 use crate::model::event::Record;
 use crate::record::{EventSink, SinkError};
 
-/// The planner must find an amendment's row by its key however small it believes a partition to be: today's was empty
-/// when it last looked. The other statements scan no table.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const USAGE: &str = include_str!("events/usage.sql");
 const AUDIT: &str = include_str!("events/audit.sql");
 const AMEND: &str = include_str!("events/amend.sql");
+const BY_KEY: &str = include_str!("events/by_key.sql");
+const BY_COST: &str = include_str!("events/by_cost.sql");
 const CHARGE: &str = include_str!("events/charge.sql");
 
 impl EventSink for Store {
@@ -63,7 +63,13 @@ async fn send(
     let begin = client.batch_execute(BEGIN);
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
     let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
-    let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
+    let amend = unless(batch.amend.is_empty(), async {
+        let by_key = client.batch_execute(BY_KEY);
+        let apply = batch.amend.apply(client, &amend);
+        let by_cost = client.batch_execute(BY_COST);
+        let (by_key, applied, by_cost) = futures_util::join!(by_key, apply, by_cost);
+        by_key.and(applied).and_then(|rows| by_cost.map(|()| rows))
+    });
     let charge = unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge).await });
     let commit = client.batch_execute("COMMIT");
     let (begin, usage, audit, amend, charge, commit) =

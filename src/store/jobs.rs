@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::pool::{Store, StoreError};
 
-/// How long a job's statement may take. A month of a busy tenant's events is sorted for its percentiles.
+/// How long a job may take. A month of a busy tenant's events is sorted for its percentiles.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// What an aggregation wrote.
@@ -38,16 +38,15 @@ impl Store {
     /// Makes the partitions that will be needed next, and moves events that had none into theirs. Returns how many
     /// it made.
     pub async fn make_partitions_ahead(&self) -> Result<u32, StoreError> {
-        let client = self.patient(PATIENCE).await?;
-        let row = client.query_one("SELECT tollgate_make_partitions_ahead()", &[]).await?;
+        let sql = "SELECT tollgate_make_partitions_ahead()";
+        let row = self.patient(PATIENCE, async |client| client.query_one(sql, &[]).await).await?;
         Ok(count(row.get::<_, i32>(0).into()) as u32)
     }
 
     /// Brings `tenant_usage_metrics` up to date, the current periods and those of late events included.
     pub async fn aggregate(&self) -> Result<AggregateReport, StoreError> {
-        let client = self.patient(PATIENCE).await?;
         let sql = "SELECT hourly, daily, monthly, CASE WHEN isfinite(since) THEN since END FROM aggregate_usage_metrics()";
-        let row = client.query_one(sql, &[]).await?;
+        let row = self.patient(PATIENCE, async |client| client.query_one(sql, &[]).await).await?;
         let rows = |at: usize| count(row.get::<_, i32>(at).into()) as u32;
         let since = row.get::<_, Option<SystemTime>>(3).and_then(|since| Timestamp::try_from(since).ok());
         Ok(AggregateReport { hourly: rows(0), daily: rows(1), monthly: rows(2), since })
@@ -56,14 +55,14 @@ impl Store {
     /// Removes what is older than it is kept: usage 30 days, audit two years. Each kind in a transaction of its own,
     /// so that no lock is held for longer than its own removal.
     pub async fn clean_up(&self) -> Result<CleanUpReport, StoreError> {
-        let client = self.patient(PATIENCE).await?;
-        let mut removed = [0; 3];
-        let functions =
-            ["cleanup_old_realtime_events", "cleanup_old_audit_events", "cleanup_old_quota_windows"];
-        for (removed, function) in removed.iter_mut().zip(functions) {
-            *removed = count(client.query_one(&format!("SELECT {function}()"), &[]).await?.get(0));
-        }
-        let [usage_events, audit_events, quota_windows] = removed;
+        let remove = async |function: &str| {
+            let sql = format!("SELECT {function}()");
+            let row = self.patient(PATIENCE, async |client| client.query_one(&sql, &[]).await).await?;
+            Ok::<_, StoreError>(count(row.get(0)))
+        };
+        let usage_events = remove("cleanup_old_realtime_events").await?;
+        let audit_events = remove("cleanup_old_audit_events").await?;
+        let quota_windows = remove("cleanup_old_quota_windows").await?;
         Ok(CleanUpReport { usage_events, audit_events, quota_windows })
     }
 }

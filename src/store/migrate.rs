@@ -22,7 +22,7 @@ pub const SCHEMA_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 
 const ROLLBACK: &str = include_str!("../../migrations/rollback.sql");
 
-/// How long one migration may take, waiting for another runner included.
+/// How long a run may take, waiting for another runner included.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What schema the database has.
@@ -81,29 +81,26 @@ impl Store {
 
     /// Brings the schema up to this program's version. Does nothing, and needs no right to, where it is current.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
-        let client = self.patient(PATIENCE).await?;
-        let from = state(&client).await?;
-        let have = match from {
-            SchemaState::Missing => 0,
-            SchemaState::Older(version) => version,
-            SchemaState::Current | SchemaState::Newer(_) => {
-                return Ok(Migrated { from, applied: Vec::new() });
-            }
-        };
-        let mut applied = Vec::new();
-        for (version, name, sql) in MIGRATIONS {
-            if version > have {
+        self.patient(PATIENCE, async |client| {
+            let from = state(client).await?;
+            let have = match from {
+                SchemaState::Missing => 0,
+                SchemaState::Older(version) => version,
+                SchemaState::Current | SchemaState::Newer(_) => SCHEMA_VERSION,
+            };
+            let mut applied = Vec::new();
+            for (_, name, sql) in MIGRATIONS.iter().filter(|(version, ..)| *version > have) {
                 client.batch_execute(sql).await?;
-                applied.push(name);
+                applied.push(*name);
             }
-        }
-        Ok(Migrated { from, applied })
+            Ok(Migrated { from, applied })
+        })
+        .await
     }
 
     /// Takes the schema away, with everything recorded in it.
     pub async fn migrate_down(&self) -> Result<(), StoreError> {
-        let client = self.patient(PATIENCE).await?;
-        Ok(client.batch_execute(ROLLBACK).await?)
+        self.patient(PATIENCE, async |client| client.batch_execute(ROLLBACK).await).await
     }
 }
 

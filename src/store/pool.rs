@@ -160,12 +160,25 @@ impl Store {
         }
     }
 
-    /// A connection outside the pool, whose statements may take `timeout`: for jobs and migrations. Closed when
-    /// dropped, and with it all that was set or locked on it.
-    pub(super) async fn patient(&self, timeout: Duration) -> Result<ClientWrapper, StoreError> {
+    /// Runs `work` on a connection outside the pool, all in all no longer than `patience`: for jobs and migrations. The
+    /// connection is closed after it, and with it goes all that was set or locked on it.
+    pub(super) async fn patient<T>(
+        &self,
+        patience: Duration,
+        work: impl AsyncFnOnce(&ClientWrapper) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StoreError> {
         let client = Object::take(self.client().await?);
-        client.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis())).await?;
-        Ok(client)
+        let all = async {
+            client.batch_execute(&format!("SET statement_timeout = {}", patience.as_millis())).await?;
+            work(&client).await
+        };
+        match tokio::time::timeout(patience + self.connect_timeout, all).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(StoreError::Unavailable(format!(
+                "the database at {} gave no answer in {patience:?}",
+                self.place
+            ))),
+        }
     }
 
     fn unavailable(&self, error: PoolError) -> StoreError {

@@ -6,28 +6,40 @@ use crate::harness::{
     Client, Data, Ended, Header, Signal, Step, TestGateway, Upstream, answer, batch, batch_answer, chat,
     gateway, request, within,
 };
-use crate::postgres::{Database, database};
+use crate::postgres::{Database, shared};
 
 /// The usage rows of a tenant, oldest first, as JSON; waits for `count` of them.
-async fn rows(database: &Database, tenant: &str, count: usize) -> Vec<Value> {
+async fn rows(database: &Database<'_>, tenant: &str, count: usize) -> Vec<Value> {
     let query = format!(
         "SELECT to_jsonb(u) FROM tenant_usage_realtime u WHERE tenant_id = '{tenant}' ORDER BY event_timestamp, event_id"
     );
-    database.rows(&query, count).await
+    json_rows(database, &query, count).await
 }
 
-async fn audits(database: &Database, tenant: &str, count: usize) -> Vec<Value> {
+/// What `query` (one JSON column) returns, once it returns at least `count` rows.
+async fn json_rows(database: &Database<'_>, query: &str, count: usize) -> Vec<Value> {
+    let client = database.connect().await;
+    within("the rows", async {
+        loop {
+            let rows = client.query(query, &[]).await.expect("a query of the test");
+            if rows.len() >= count {
+                return rows.iter().map(|row| row.get(0)).collect();
+            }
+        }
+    })
+    .await
+}
+
+async fn audits(database: &Database<'_>, tenant: &str, count: usize) -> Vec<Value> {
     let query = format!(
         "SELECT to_jsonb(a) FROM audit_events a WHERE tenant_id = '{tenant}' ORDER BY timestamp, event_id"
     );
-    database.rows(&query, count).await
+    json_rows(database, &query, count).await
 }
 
 /// Every counter equals the sum of the events that were charged to it.
-async fn counters_equal_events(database: &Database) {
-    let drift = database
-        .rows(
-            "SELECT to_jsonb(d) FROM (
+async fn counters_equal_events(database: &Database<'_>) {
+    let drift = json_rows(database, "SELECT to_jsonb(d) FROM (
                  SELECT tenant_id, settled, (SELECT coalesce(sum(tokens_consumed), 0) FROM tenant_usage_realtime u
                      WHERE u.tenant_id = q.tenant_id) AS events
                  FROM quota_usage q WHERE dimension = 'tokens_per_day') d WHERE settled <> events",
@@ -43,9 +55,11 @@ fn pick(row: &Value, columns: &[&str]) -> Vec<Value> {
 
 const CORE: [&str; 5] = ["tokens_consumed", "api_status_code", "outcome", "token_source", "streamed"];
 
-async fn both(script: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> (Upstream, Database, TestGateway) {
+async fn both(
+    script: impl Fn() -> Vec<Step> + Send + Sync + 'static,
+) -> (Upstream, Database<'static>, TestGateway) {
     let upstream = Upstream::answering(move |_| script()).await;
-    let database = database().await;
+    let database = shared().database();
     let running = gateway(&upstream, &database).start().await;
     (upstream, database, running)
 }
@@ -126,8 +140,7 @@ async fn a_batch_is_charged_what_it_reports() {
         pick(row, &CORE),
         [json!(512), json!(200), json!("completed"), json!("reported"), json!(false)]
     );
-    let counter = database
-        .rows("SELECT to_jsonb(settled) FROM quota_usage WHERE tenant_id = 'tn_batch' AND dimension = 'chat_messages_per_day'", 1)
+    let counter = json_rows(&database, "SELECT to_jsonb(settled) FROM quota_usage WHERE tenant_id = 'tn_batch' AND dimension = 'chat_messages_per_day'", 1)
         .await;
     assert_eq!(counter, [json!(3)]);
     gateway.stop().await;
@@ -159,7 +172,7 @@ async fn a_streamed_answer_leaves_as_it_arrives_and_is_counted_at_its_end() {
         "the first event is here before the last exists"
     );
     go.fire();
-    client.read_to_end_of_body().await;
+    assert_eq!(client.read_out().await, Ended::Clean);
     let row = &rows(&database, "tn_sse", 1).await[0];
     assert_eq!(pick(row, &CORE), [json!(4), json!(200), json!("completed"), json!("counted"), json!(true)]);
     gateway.stop().await;
@@ -216,7 +229,7 @@ async fn over_quota_is_refused_readably_and_the_service_never_hears_of_it() {
 #[tokio::test]
 async fn fault_59_at_the_last_unit_exactly_the_limit_passes() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(1))).await;
-    let database = database().await;
+    let database = shared().database();
     let gateway =
         gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 7\n").start().await;
     let asked = (0..40).map(|_| gateway.ask(batch("tn_race", 1)));
@@ -231,7 +244,7 @@ async fn fault_59_at_the_last_unit_exactly_the_limit_passes() {
 #[tokio::test]
 async fn a_restart_forgets_nothing() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(9_000))).await;
-    let database = database().await;
+    let database = shared().database();
     let first = gateway(&upstream, &database).start().await;
     assert_eq!(first.ask(batch("tn_restart", 1)).await.status, 200);
     let data = first.stop().await;
@@ -245,7 +258,7 @@ async fn a_restart_forgets_nothing() {
 #[tokio::test]
 async fn shadow_lets_through_and_records_what_it_would_have_refused_and_off_only_meters() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(20_000))).await;
-    let database = database().await;
+    let database = shared().database();
     let routes = |enforce: &str| {
         format!(
             "[[routes]]\npath = \"/api/widget/chat\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\nenforce = \"{enforce}\"\nformat = \"auto\"\nreserve_tokens = 150\n"
@@ -285,13 +298,13 @@ async fn an_upgrade_is_passed_through_and_then_bytes_both_ways() {
         ]
     })
     .await;
-    let database = database().await;
+    let database = shared().database();
     let gateway = gateway(&upstream, &database).start().await;
     let mut client = gateway.connect().await;
     client.send(request("GET", "/socket").header("connection", "upgrade").header("upgrade", "echo")).await;
     let head = client.read_head().await;
     assert_eq!((head.status, head.header("upgrade")), (101, Some("echo")));
-    let seen = within("bytes through the tunnel", client.read_bytes(17)).await;
+    let seen = client.read_bytes(17).await;
     assert_eq!(seen, b"hello from behind");
     drop(client);
     upstream.all_closed().await;
@@ -341,7 +354,7 @@ async fn openai_answers_are_metered_by_class_and_priced() {
     let whole = json!({"object": "chat.completion", "model": "gpt-4o-2024-08-06",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "usage": usage});
     let upstream = Upstream::answering(move |_| answer(200).json(&whole)).await;
-    let database = database().await;
+    let database = shared().database();
     let route = "[[routes]]\npath = \"/v1/chat/completions\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\nformat = \"auto\"\nreserve_tokens = 150\n[prices.\"gpt-4o\"]\ninput = 2.5\ncached_input = 1.25\noutput = 10.0\n";
     let gateway = gateway(&upstream, &database).config(route).start().await;
     let body = json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]});
@@ -368,14 +381,18 @@ async fn openai_answers_are_metered_by_class_and_priced() {
 #[tokio::test]
 async fn a_config_that_changes_is_taken_over_whole_and_audited_and_a_broken_one_is_kept_out() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(1))).await;
-    let database = database().await;
+    let database = shared().database();
     let gateway =
         gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 1\n").start().await;
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 429);
     gateway.rewrite_config("[plans.trial]\nchat_messages_per_day = 2\n");
-    let trail =
-        database.rows("SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'", 1).await;
+    let trail = json_rows(
+        &database,
+        "SELECT to_jsonb(a) FROM audit_events a WHERE event_type = 'config_reloaded'",
+        1,
+    )
+    .await;
     assert_eq!(trail[0]["old_values"], json!({"plans.trial.chat_messages_per_day": "1"}));
     assert_eq!(trail[0]["new_values"], json!({"plans.trial.chat_messages_per_day": "2"}));
     assert_eq!(gateway.ask(batch("tn_reload", 1)).await.status, 200);

@@ -5,10 +5,14 @@
 #![allow(dead_code, unused_imports, reason = "a toolbox: no test uses all of it")]
 
 mod client;
+mod gateway;
+mod http2;
 mod upstream;
 mod wire;
 
 pub(crate) use client::{Client, Data, Ended, RequestText, Response, request};
+pub(crate) use gateway::{TestGateway, batch, batch_answer, chat, gateway, gateway_to};
+pub(crate) use http2::ask_http2;
 pub(crate) use upstream::{Answer, Request, Step, Upstream, answer};
 pub(crate) use wire::{Header, event, json_events};
 

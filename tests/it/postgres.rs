@@ -1,6 +1,8 @@
 //! A real Postgres for the tests: one server for the whole process, a fresh database for each test; and servers of a
 //! test's own, to be stopped, killed, paused and started again.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -1,5 +1,7 @@
 //! The schema and the store, against a real Postgres.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
 mod events;
 mod faults;
 mod functions;

@@ -203,6 +203,22 @@ impl Client {
         }
     }
 
+    /// Reads the rest of the body to its end, and says how it ended.
+    pub(crate) async fn read_out(&mut self) -> Ended {
+        loop {
+            match self.read_data().await {
+                Data::Bytes(_) => {}
+                Data::End(_) => return Ended::Clean,
+                Data::Cut => return Ended::Cut,
+            }
+        }
+    }
+
+    /// The next `count` bytes, whatever they are.
+    pub(crate) async fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        within("more bytes", self.reader.exactly(count)).await.expect("bytes, not the end of the connection")
+    }
+
     /// Waits for the server to end the connection; returns what it still sent.
     pub(crate) async fn read_to_end(&mut self) -> Vec<u8> {
         within("the connection's end", self.reader.drain()).await;

@@ -34,7 +34,7 @@ pub(crate) struct Builder {
 }
 
 /// Begins a gateway in front of `upstream` that writes to `database`.
-pub(crate) fn gateway(upstream: &Upstream, database: &Database) -> Builder {
+pub(crate) fn gateway(upstream: &Upstream, database: &Database<'_>) -> Builder {
     gateway_to(&upstream.url(), &database.url())
 }
 
@@ -149,6 +149,17 @@ impl TestGateway {
         line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0.0)
     }
 
+    /// Waits until a metric has reached `value`.
+    pub(crate) async fn until_metric(&self, name: &str, value: f64) {
+        within(name, async { while self.metric(name).await < value {} }).await;
+    }
+
+    /// Replaces what the test added to the config file.
+    pub(crate) fn rewrite_config(&self, toml: &str) {
+        std::fs::write(self.data.path().join("tollgate.toml"), format!("{BASE}{toml}"))
+            .expect("the config file");
+    }
+
     /// Stops it in good order, and checks that nothing is left: no reservation, no exchange, no event on its way.
     pub(crate) async fn stop(self) -> TempDir {
         let (left, data) = self.stop_leaving_events().await;
@@ -166,7 +177,9 @@ impl TestGateway {
         assert_eq!((exchanges, reservations), (0.0, 0.0), "exchanges and reservations left over");
         let mut left = 0;
         let metrics = tollgate::telemetry::Metrics::new();
-        let config = tollgate::record::Config::in_dir(self.data.path());
+        let environment =
+            BTreeMap::from([("TOLLGATE__DATA__DIR".to_owned(), self.data.path().display().to_string())]);
+        let config = Settings::load(None, &environment).expect("the defaults").record;
         let (_, journal) = tollgate::record::Journal::open(config, metrics).expect("the journal opens again");
         journal.replay(&mut |_| left += 1);
         journal.close();
@@ -182,7 +195,8 @@ pub(crate) fn chat(tenant: &str, message: &str) -> RequestText {
 
 /// A chat request with a batch of `count` messages.
 pub(crate) fn batch(tenant: &str, count: usize) -> RequestText {
-    let messages: Vec<Value> = (0..count).map(|n| serde_json::json!({"query": format!("question {n}")})).collect();
+    let messages: Vec<Value> =
+        (0..count).map(|n| serde_json::json!({"query": format!("question {n}")})).collect();
     let body = serde_json::json!({"sessionId": "session-0001", "messages": messages});
     request("POST", "/api/widget/chat").header("x-tenant-id", tenant).json(&body)
 }

@@ -110,6 +110,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         std::mem::take(&mut self.buffer)
     }
 
+    /// So many bytes; `None` when the connection ends first.
+    pub(crate) async fn exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.buffer.len() < count {
+            if !self.fill().await {
+                return None;
+            }
+        }
+        let rest = self.buffer.split_off(count);
+        Some(std::mem::replace(&mut self.buffer, rest))
+    }
+
     /// Everything up to and with `mark`; `None` when the connection ends first.
     async fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
         let mut searched = 0;

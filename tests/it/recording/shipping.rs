@@ -204,8 +204,8 @@ async fn fault_73_poison_is_found_by_halving_and_set_aside_with_the_reason() {
     assert_eq!(journal.state().dead_letters, 3);
     let letters = dead_letters(dir.path());
     assert_eq!(letters.len(), 3);
-    assert_eq!(letters[0]["reason"], "value out of range in 7");
-    assert_eq!(serde_json::from_value::<Record>(letters[2]["record"].clone()).unwrap(), usage(63));
+    let letter = letters.iter().find(|letter| letter["reason"] == "value out of range in 63").unwrap();
+    assert_eq!(serde_json::from_value::<Record>(letter["record"].clone()).unwrap(), usage(63));
     drop(journal);
     let (_, journal) = Journal::open(config(dir.path()), Metrics::new()).unwrap();
     assert_eq!((journal.state().dead_letters, journal.state().records), (3, 0));
