@@ -21,13 +21,14 @@ use super::config::{Config, OpenError};
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::log::{Log, Segment, State};
 use super::outlet::{Outlet, raw};
+use super::parts::{Parts, path, reap};
 use super::position::Position;
 use super::recorder::{Inbox, Recorder, lock};
 use super::segment::{self, NewerLayout, SegmentReader, Step};
 use super::shipper;
 use super::sink::EventSink;
 use super::syncer::{Syncer, Watch};
-use super::writer::{Parts, Writer, path, reap};
+use super::writer::Writer;
 
 /// The file that is locked.
 const LOCK: &str = "lock";

@@ -29,6 +29,7 @@ mod inspect;
 mod journal;
 mod log;
 mod outlet;
+mod parts;
 mod position;
 mod recorder;
 mod segment;
