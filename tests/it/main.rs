@@ -8,6 +8,7 @@ mod faults;
 mod gateway;
 mod harness;
 mod nginx;
+mod outages;
 mod postgres;
 mod recording;
 mod sql;
