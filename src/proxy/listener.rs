@@ -174,6 +174,8 @@ async fn work(
     // Upgraded connections and late counts live on in tasks of this runtime.
     core.tasks.close();
     core.tasks.wait().await;
+    // The hub's own task may not have come round any more.
+    worker.hub.flush();
 }
 
 /// Counts a connection for as long as it is handed over or open.

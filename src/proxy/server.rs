@@ -34,7 +34,7 @@ const H2_PREFACE: &[u8; 4] = b"PRI ";
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) core: Arc<Core>,
-    hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) upstream: Upstream,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<TokioExecutor>,
@@ -174,7 +174,19 @@ fn check(request: &Request<Incoming>) -> Result<(), Failure> {
     if request.uri().path() == "*" && method != Method::OPTIONS {
         return Err(Failure::Malformed("only OPTIONS may ask for *"));
     }
+    check_framing(request.headers())?;
     check_host(request.version(), request.uri(), request.headers()).map_err(Failure::Malformed)
+}
+
+/// hyper takes any list of encodings that ends in `chunked`; what other parsers make of a list is anybody's guess, so
+/// only the one encoding that everybody means is let through.
+fn check_framing(headers: &header::HeaderMap) -> Result<(), Failure> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Failure::Malformed("the Transfer-Encoding is not just chunked")),
+    }
 }
 
 /// Looks at a connection's first bytes without taking them.

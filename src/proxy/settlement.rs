@@ -281,11 +281,7 @@ impl Drop for Settlement {
                     &runtime,
                 );
             }
-            (_, Ok(_)) => {
-                let hub = open.hub.clone();
-                drop(hub.record(open.settle(None)));
-            }
-            (_, Err(_)) => drop(core.recorder.record(open.settle(None))),
+            _ => drop(core.recorder.record(open.settle(None))),
         }
     }
 }
@@ -308,7 +304,8 @@ impl Open {
             return;
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
-        if outcome == Outcome::Completed && reading.error_event {
+        let good_status = self.status.is_some_and(|status| status < 400);
+        if outcome == Outcome::Completed && good_status && reading.error_event {
             outcome = Outcome::UpstreamError;
         }
         if let Some(flag) = reading.flag {

@@ -62,6 +62,11 @@ impl Hub {
         })
     }
 
+    /// Lets the writer have what was handed over. For the end of the reactor, whose tasks run no more.
+    pub fn flush(&self) {
+        self.recorder.wake();
+    }
+
     /// Carries groups to the writer until nobody waits.
     async fn run(self: Arc<Self>) {
         loop {
