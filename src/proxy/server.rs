@@ -49,8 +49,8 @@ impl Worker {
             .max_headers(server.max_headers)
             .max_header_size(server.max_header_bytes)
             .max_buf_size(server.max_header_bytes.max(64 * 1024))
-            .preserve_header_case(true)
-            .pipeline_flush(true);
+            .preserve_header_case(true);
+        // Not pipeline_flush: with it hyper buffers without a bound what a client does not read.
         let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())

@@ -299,7 +299,9 @@ impl Open {
             return;
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
-        if outcome == Outcome::Completed && reading.error_event {
+        // Where the status itself is an error's, the exchange came to its end all the same.
+        let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
+        if outcome == Outcome::Completed && hidden {
             outcome = Outcome::UpstreamError;
         }
         if let Some(flag) = reading.flag {
