@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollgate::model::event::Record;
 
 use super::clients::{http2, http2_chat};
-use super::{Setup, came_to, core, counters_equal_events, json_rows, rows};
+use super::{Setup, UNLIMITED, came_to, core, counters_equal_events, json_rows, rows};
 use crate::harness::{
     Client, Data, Ended, Signal, Step, Upstream, answer, batch, batch_answer, chat, gateway, gateway_to,
     within,
@@ -94,26 +94,26 @@ async fn an_exchange_without_an_answer_is_cut_as_well() {
 
 #[tokio::test]
 async fn http_2_streams_that_outlast_the_drain_are_cut_and_recorded_each() {
-    let setup = Setup::with(&[("server.drain_timeout", "100ms")], || {
+    let setup = Setup::with(&[UNLIMITED, ("server.drain_timeout", "100ms")], || {
         begun_stream(Step::UntilPeerGone(Signal::new()))
     })
     .await;
     let address = setup.gateway.address;
     let (mut sender, _connection) = http2(address).await;
     let mut bodies = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..150 {
         let answer = sender.send_request(http2_chat(address, "tn_h2_cut")).await.unwrap();
         let mut body = answer.into_body();
         assert!(within("the first frame", body.frame()).await.unwrap().is_ok());
         bodies.push(body);
     }
-    let (left, _) = setup.gateway.stop_with_exchanges(10.0).await;
+    let (left, _) = setup.gateway.stop_with_exchanges(150.0).await;
     assert_eq!(left, 0);
     for body in bodies {
         assert!(within("the end of it", body.collect()).await.is_err(), "a cut is no clean end");
     }
-    let rows = rows(&setup.database, "tn_h2_cut", 10).await;
-    assert_eq!(rows.len(), 10);
+    let rows = rows(&setup.database, "tn_h2_cut", 150).await;
+    assert_eq!(rows.len(), 150);
     let expected = came_to("cut", 200, 2, "partial");
     assert!(rows.iter().all(|row| core(row) == expected), "{:?}", core(&rows[0]));
     counters_equal_events(&setup.database).await;
