@@ -533,3 +533,6 @@ fn expected(event: EventType, reserve_tokens: u64, inspected: &Inspected) -> Amo
         embeddings,
     }
 }
+
+#[cfg(test)]
+mod tests;

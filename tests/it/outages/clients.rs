@@ -7,9 +7,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 
 use super::{Setup, UNLIMITED, came_to, core, rows};
-use crate::harness::{
-    Client, Data, Ended, Signal, Step, answer, batch, batch_answer, chat, request, within,
-};
+use crate::harness::{Client, Data, Ended, Signal, Step, answer, batch, batch_answer, chat, request, within};
 
 #[tokio::test]
 async fn fault_51_slow_headers_are_closed_in_time() {
@@ -54,9 +52,8 @@ async fn fault_53_a_reader_that_stops_holds_the_upstream_back_and_is_given_up_at
     let setup = Setup::with(&[("upstream.idle_timeout", "400ms")], move || {
         let event = crate::harness::event(&json!({"token": "x".repeat(1 << 20)}));
         // More than the kernel's buffers hold between the two.
-        let chunks = (0..64).fold(answer(200).header("content-type", "text/event-stream"), |answer, _| {
-            answer.chunk(&event)
-        });
+        let chunks = (0..64)
+            .fold(answer(200).header("content-type", "text/event-stream"), |answer, _| answer.chunk(&event));
         chunks.then(Step::Tell(told.clone())).then(Step::UntilPeerGone(Signal::new())).unended()
     })
     .await;

@@ -139,8 +139,12 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     client.send(chat("tn_twice", "hi")).await;
     client.read_head().await;
     program.signal(Kill::TERM);
-    within("it drains", async { while program.logged("draining") == 0 { tokio::task::yield_now().await } })
-        .await;
+    within("it drains", async {
+        while program.logged("draining") == 0 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
     program.signal(Kill::TERM);
     assert_eq!((program.ended().await.code(), client.read_out().await), (Some(1), Ended::Cut));
 }
