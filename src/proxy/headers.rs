@@ -42,7 +42,10 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, tenant_headers: &[Heade
     }
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
-    headers.remove(header::TRANSFER_ENCODING);
+    if headers.remove(header::TRANSFER_ENCODING).is_some() {
+        // The chunks said how long the message is (RFC 9112 §6.3); a length beside them would cut it.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     headers.remove(header::UPGRADE);
     headers.remove(header::PROXY_AUTHORIZATION);
     headers.remove(header::PROXY_AUTHENTICATE);

@@ -53,10 +53,6 @@ pub(crate) fn prepare(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
 
 /// Makes an answer's headers fit for the client.
 pub(crate) fn clean(headers: &mut HeaderMap) {
-    // Of two framings the chunks count (RFC 9112 §6.3): a length beside them would cut the answer short.
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
-    }
     remove_hop_by_hop(headers, &[]);
 }
 

@@ -11,9 +11,10 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::body::{Body, RequestBody};
 use super::core::Core;
@@ -37,7 +38,21 @@ pub(crate) struct Worker {
     pub(crate) hub: Arc<Hub>,
     pub(crate) upstream: Upstream,
     http1: hyper::server::conn::http1::Builder,
-    http2: hyper::server::conn::http2::Builder<TokioExecutor>,
+    http2: hyper::server::conn::http2::Builder<Tracked>,
+}
+
+/// Runs the streams of HTTP/2 as tasks that the stop waits for: they outlive their connection by a moment, and each
+/// has an exchange to settle.
+#[derive(Clone, Debug)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
 }
 
 impl Worker {
@@ -51,9 +66,9 @@ impl Worker {
             .max_headers(server.max_headers)
             .max_header_size(server.max_header_bytes)
             .max_buf_size(server.max_header_bytes.max(64 * 1024))
-            .preserve_header_case(true)
-            .pipeline_flush(true);
-        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            .preserve_header_case(true);
+        // Not pipeline_flush: with it hyper buffers without a bound what a client does not read.
+        let mut http2 = hyper::server::conn::http2::Builder::new(Tracked(core.tasks.clone()));
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))

@@ -304,8 +304,9 @@ impl Open {
             return;
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
-        let good_status = self.status.is_some_and(|status| status < 400);
-        if outcome == Outcome::Completed && good_status && reading.error_event {
+        // Where the status itself is an error's, the exchange came to its end all the same.
+        let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
+        if outcome == Outcome::Completed && hidden {
             outcome = Outcome::UpstreamError;
         }
         if let Some(flag) = reading.flag {
@@ -537,3 +538,6 @@ fn expected(event: EventType, reserve_tokens: u64, inspected: &Inspected) -> Amo
         embeddings,
     }
 }
+
+#[cfg(test)]
+mod tests;

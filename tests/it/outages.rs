@@ -29,10 +29,7 @@ impl Setup {
         Self::with(&[], script).await
     }
 
-    async fn with(
-        settings: &[(&str, &str)],
-        script: impl Fn() -> Vec<Step> + Send + Sync + 'static,
-    ) -> Self {
+    async fn with(settings: &[(&str, &str)], script: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> Self {
         Self::before(Upstream::answering(move |_| script()).await, settings).await
     }
 

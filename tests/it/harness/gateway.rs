@@ -179,7 +179,11 @@ impl TestGateway {
         let _ = self.stop.send(());
         let ended = within("the gateway stops", self.running).await;
         ended.expect("the gateway does not panic").expect("the gateway stops in good order");
-        assert_eq!((exchanges, reservations), (in_flight, in_flight), "exchanges and reservations at the stop");
+        assert_eq!(
+            (exchanges, reservations),
+            (in_flight, in_flight),
+            "exchanges and reservations at the stop"
+        );
         let mut left = 0;
         let metrics = tollgate::telemetry::Metrics::new();
         let environment =

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollgate::model::event::Record;
 
 use super::clients::{http2, http2_chat};
-use super::{Setup, came_to, core, counters_equal_events, json_rows, rows};
+use super::{Setup, UNLIMITED, came_to, core, counters_equal_events, json_rows, rows};
 use crate::harness::{
     Client, Data, Ended, Signal, Step, Upstream, answer, batch, batch_answer, chat, gateway, gateway_to,
     within,
@@ -79,41 +79,42 @@ async fn what_outlasts_the_drain_is_cut_and_recorded_so() {
 
 #[tokio::test]
 async fn an_exchange_without_an_answer_is_cut_as_well() {
-    let setup = Setup::with(&[("server.drain_timeout", "100ms")], || {
-        vec![Step::UntilPeerGone(Signal::new())]
-    })
-    .await;
+    let setup =
+        Setup::with(&[("server.drain_timeout", "100ms")], || vec![Step::UntilPeerGone(Signal::new())]).await;
     let mut client = setup.gateway.connect().await;
     client.send(chat("tn_cut_early", "hi")).await;
     setup.upstream.seen(1).await;
     let (left, _) = setup.gateway.stop_with_exchanges(1.0).await;
     assert_eq!((left, client.try_read_response().await.is_none()), (0, true));
-    assert_eq!(core(&rows(&setup.database, "tn_cut_early", 1).await[0])[..2], came_to("cut", -1, 0, "none")[..2]);
+    assert_eq!(
+        core(&rows(&setup.database, "tn_cut_early", 1).await[0])[..2],
+        came_to("cut", -1, 0, "none")[..2]
+    );
     counters_equal_events(&setup.database).await;
 }
 
 #[tokio::test]
 async fn http_2_streams_that_outlast_the_drain_are_cut_and_recorded_each() {
-    let setup = Setup::with(&[("server.drain_timeout", "100ms")], || {
+    let setup = Setup::with(&[UNLIMITED, ("server.drain_timeout", "100ms")], || {
         begun_stream(Step::UntilPeerGone(Signal::new()))
     })
     .await;
     let address = setup.gateway.address;
     let (mut sender, _connection) = http2(address).await;
     let mut bodies = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..150 {
         let answer = sender.send_request(http2_chat(address, "tn_h2_cut")).await.unwrap();
         let mut body = answer.into_body();
         assert!(within("the first frame", body.frame()).await.unwrap().is_ok());
         bodies.push(body);
     }
-    let (left, _) = setup.gateway.stop_with_exchanges(10.0).await;
+    let (left, _) = setup.gateway.stop_with_exchanges(150.0).await;
     assert_eq!(left, 0);
     for body in bodies {
         assert!(within("the end of it", body.collect()).await.is_err(), "a cut is no clean end");
     }
-    let rows = rows(&setup.database, "tn_h2_cut", 10).await;
-    assert_eq!(rows.len(), 10);
+    let rows = rows(&setup.database, "tn_h2_cut", 150).await;
+    assert_eq!(rows.len(), 150);
     let expected = came_to("cut", 200, 2, "partial");
     assert!(rows.iter().all(|row| core(row) == expected), "{:?}", core(&rows[0]));
     counters_equal_events(&setup.database).await;
@@ -170,12 +171,14 @@ async fn a_count_that_comes_late_corrects_the_row_the_counter_and_the_quota_in_m
     let database = shared().database();
     let again = begin(&database.url()).data(data).start().await;
     let landed = rows(&database, "tn_late", 2).await;
-    let sum = "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day' AND settled > 20000";
+    let sum =
+        "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day' AND settled > 20000";
     assert_eq!(json_rows(&database, sum, 1).await, [json!(tokens + 5)]);
     assert_eq!(landed.len(), 2);
     let row = &rows(&database, "tn_late", 2).await[0];
     assert_eq!(core(row), came_to("completed", 200, i64::try_from(tokens).unwrap(), "counted"));
-    let told = "SELECT new_values FROM audit_events WHERE event_type = 'chat_response_sent' ORDER BY timestamp";
+    let told =
+        "SELECT new_values FROM audit_events WHERE event_type = 'chat_response_sent' ORDER BY timestamp";
     let told: Vec<Value> = json_rows(&database, told, 2).await;
     assert_eq!(told, [json!({"tokens_used": tokens}), json!({"tokens_used": 5})]);
     counters_equal_events(&database).await;

@@ -139,8 +139,12 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     client.send(chat("tn_twice", "hi")).await;
     client.read_head().await;
     program.signal(Kill::TERM);
-    within("it drains", async { while program.logged("draining") == 0 { tokio::task::yield_now().await } })
-        .await;
+    within("it drains", async {
+        while program.logged("draining") == 0 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
     program.signal(Kill::TERM);
     assert_eq!((program.ended().await.code(), client.read_out().await), (Some(1), Ended::Cut));
 }
@@ -182,15 +186,17 @@ async fn fault_47_an_endless_stream_passes_and_memory_stays_flat() {
     let line = event(&json!({"token": "x".repeat(8000)}));
     let chunk = format!("{:x}\r\n{line}\r\n", line.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let upstream = Upstream::answering(move |_| {
-        vec![Step::send(head), Step::Forever(chunk.clone().into())]
-    })
-    .await;
+    let upstream =
+        Upstream::answering(|_| answer(200).json(&json!({"reply": "The tokenizer is loaded."}))).await;
     let database = shared().database();
     let data = tempfile::tempdir().unwrap();
     configure(data.path(), &upstream.url(), &database.url(), "", "");
     let mut program = Program::start(data.path()).await;
     let mut client = Client::connect(program.address).await;
+    client.send(chat("tn_warm", "hi")).await;
+    client.read_response().await;
+    rows(&database, "tn_warm", 1).await;
+    upstream.answer_with(move |_| vec![Step::send(head), Step::Forever(chunk.clone().into())]);
     client.send(chat("tn_endless", "hi")).await;
     client.read_head().await;
     let mut pass = async |megabytes: usize| {

@@ -117,10 +117,7 @@ async fn fault_36_large_headers_are_passed_on_and_boundless_ones_are_a_502() {
     assert_eq!((response.status, response.header("x-long")), (200, Some(long.as_str())));
     assert_eq!(core(&row), came_to("completed", 200, 7, "reported"));
     setup.upstream.answer_with(|_| {
-        vec![
-            Step::send("HTTP/1.1 200 OK\r\nx-endless: "),
-            Step::Forever(vec![b'v'; 16 * 1024].into()),
-        ]
+        vec![Step::send("HTTP/1.1 200 OK\r\nx-endless: "), Step::Forever(vec![b'v'; 16 * 1024].into())]
     });
     let (response, row) = setup.chat("tn_boundless").await;
     assert_eq!(response.status, 502);
@@ -220,7 +217,9 @@ async fn fault_42_204_304_and_head_have_no_body_and_hang_nothing() {
     let mut client = setup.gateway.connect().await;
     client.send(chat("tn_204", "hi")).await;
     assert_eq!(client.read_response().await.status, 204);
-    setup.upstream.answer_with(|_| raw("HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\ncontent-length: 99\r\n\r\n"));
+    setup
+        .upstream
+        .answer_with(|_| raw("HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\ncontent-length: 99\r\n\r\n"));
     client.send(chat("tn_304", "hi")).await;
     let response = client.read_response().await;
     assert_eq!((response.status, response.header("etag")), (304, Some("\"a\"")));

@@ -1,0 +1,101 @@
+//! What only shows from within: an exchange that ends in a panic.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::meter::Counter;
+use crate::proxy::PolicyParts;
+use crate::quota::{Enforcer, Plans};
+use crate::record::Journal;
+use crate::settings::Settings;
+use crate::telemetry::Metrics;
+use crate::tenant::Directory;
+
+/// The built-in default, with everything real but for a database; the journal is in `data`.
+fn core_in(data: &std::path::Path) -> (Arc<Core>, Journal) {
+    let environment = BTreeMap::from([("TOLLGATE__DATA__DIR".to_owned(), data.display().to_string())]);
+    let settings = Settings::load(None, &environment).unwrap();
+    let metrics = Metrics::new();
+    let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone()).unwrap();
+    let (plans, overrides) = (settings.plans.clone(), settings.overrides.clone());
+    let plans = Plans::new(plans, overrides, settings.default_plan.clone(), metrics.clone()).unwrap();
+    let policy = Policy::new(PolicyParts {
+        routes: &settings.routes,
+        formats: &settings.formats,
+        identify: &settings.identify,
+        plans: Arc::new(plans),
+        prices: settings.prices.clone(),
+        meter: settings.meter.clone(),
+    });
+    let runtime = tokio::runtime::Handle::current();
+    let core = Core {
+        policy: ArcSwap::from_pointee(policy.unwrap()),
+        directory: Directory::new(settings.directory.clone(), None, runtime, metrics.clone()),
+        enforcer: Enforcer::new(metrics.clone()),
+        recorder,
+        counter: Counter::start(1, 16),
+        metrics,
+        server: settings.server.clone(),
+        upstream: settings.upstream.clone(),
+        refusing: AtomicBool::new(false),
+        cutting: AtomicBool::new(false),
+        tasks: TaskTracker::new(),
+    };
+    (Arc::new(core), journal)
+}
+
+fn opened(core: &Arc<Core>) -> Settlement {
+    let policy = core.policy.load_full();
+    let route = policy.routes.find(&http::Method::POST, "/api/widget/chat").unwrap().clone();
+    let peer = std::net::IpAddr::from([127, 0, 0, 1]);
+    let subject = Subject {
+        tenant: TenantId::parse("tn_panic").unwrap(),
+        provisional: false,
+        caller: Caller { peer, client: peer },
+        method: http::Method::POST,
+        request_id: "r-1".to_owned(),
+        user_agent: None,
+        inspected: Inspected::default(),
+        message_chars: 0,
+    };
+    Settlement::open(core.clone(), policy, route, subject, Arrival::now())
+}
+
+#[tokio::test]
+async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_held() {
+    let data = tempfile::tempdir().unwrap();
+    let (core, journal) = core_in(data.path());
+    let mut settlement = opened(&core);
+    let tenant = TenantId::parse("tn_panic").unwrap();
+    let (entitlement, _) = core.entitlement(&tenant, Timestamp::now()).await;
+    settlement.reserve(&entitlement).unwrap();
+    assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (1, 1));
+    let handler = tokio::spawn(async move {
+        let _settlement = settlement;
+        panic!("on purpose");
+    });
+    assert!(handler.await.unwrap_err().is_panic(), "that request fails, and nothing else");
+    assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (0, 0));
+    let standings = core.enforcer.standings(&tenant, &entitlement, Timestamp::now());
+    let used: Vec<_> = standings.iter().map(|s| (s.dimension.to_string(), s.used)).collect();
+    assert!(
+        used.iter().all(|(dimension, used)| *used == u64::from(dimension == "api_calls_per_minute")),
+        "{used:?}"
+    );
+    // The next exchange of the same tenant is served.
+    let mut next = opened(&core);
+    next.reserve(&entitlement).unwrap();
+    next.failed(Outcome::UpstreamError, 502);
+    journal.close();
+    let (_, journal) = core_in(data.path());
+    let mut outcomes = Vec::new();
+    journal.replay(&mut |record| match record {
+        Record::Usage(event) => outcomes.push((event.outcome, event.tokens_consumed)),
+        _ => {}
+    });
+    assert_eq!(outcomes, [(Outcome::Crashed, Some(0)), (Outcome::UpstreamError, Some(0))]);
+}
