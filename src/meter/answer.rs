@@ -146,7 +146,7 @@ impl Answer {
             Form::Lines(lines) => lines.end(reader),
             Form::Unknown { .. } | Form::Text | Form::Opaque => {}
         }
-        let learnt = self.reader.capture.finish(&self.reader.format);
+        let learnt = self.reader.capture.finish();
         (learnt, self.reader.trouble, streamed)
     }
 }
