@@ -249,13 +249,16 @@ impl Ruled<'_> {
     }
 
     fn model(&mut self, order: u8, name: &[u8]) {
-        let Ok(name) = std::str::from_utf8(name) else { return };
         let document = &mut self.capture.document;
         let better = document.model.as_ref().is_none_or(|(known, _)| order <= *known);
-        if !name.is_empty() && better {
-            // Every chunk of a stream names the model again: only a new name is worth a string.
-            let news = (self.capture.model.as_deref() != Some(name)).then(|| name.to_owned());
-            document.model = Some((order, news));
+        if name.is_empty() || !better {
+            return;
+        }
+        // Every chunk of a stream names the model again: only a new name is worth a string.
+        if self.capture.model.as_ref().is_some_and(|known| known.as_bytes() == name) {
+            document.model = Some((order, None));
+        } else if let Ok(name) = std::str::from_utf8(name) {
+            document.model = Some((order, Some(name.to_owned())));
         }
     }
 }
@@ -289,6 +292,7 @@ impl Sink for Ruled<'_> {
         }
     }
 
+    #[inline]
     fn string(&mut self, node: NodeId, value: Option<&[u8]>) {
         for action in self.format.answer.tree.actions(node) {
             match action {
@@ -335,6 +339,7 @@ impl Sink for Ruled<'_> {
         }
     }
 
+    #[inline]
     fn mark(&mut self, node: NodeId) {
         let mark = self.capture.text.mark();
         let marks = &mut self.capture.document.marks;

@@ -74,7 +74,7 @@ struct Node<A> {
 fn slot(key: &[u8]) -> usize {
     match key {
         [] => 0,
-        [first, .., last] => usize::from(*first) ^ usize::from(*last) << 3 ^ key.len() * 0x25,
+        [first, .., last] => usize::from(*first) ^ (usize::from(*last) << 3) ^ (key.len() * 0x25),
         [only] => usize::from(*only),
     }
 }
@@ -93,7 +93,7 @@ impl<A> Node<A> {
         self.table = table;
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&self, key: &[u8]) -> Option<usize> {
         if self.keys.is_empty() {
             return None;
@@ -159,7 +159,7 @@ impl<A> Tree<A> {
     pub(super) const ROOT: NodeId = 0;
 
     /// The member `key` of `node`, and its place among the node's own keys.
-    #[inline]
+    #[inline(always)]
     pub(super) fn member(&self, node: NodeId, key: &[u8]) -> (NodeId, Option<u32>) {
         let node = &self.nodes[usize::from(node)];
         match node.place(key) {

@@ -330,7 +330,7 @@ impl Skimmer {
         self.string(bytes, at, Into::Key, wanted, sink)
     }
 
-    #[inline]
+    #[inline(always)]
     fn found_key<A: Clone, S: Sink>(&mut self, key: &[u8], wanted: &Wanted<A>, sink: &mut S) {
         self.state = State::Colon;
         let Some(frame) = self.frames.last_mut() else { return };
@@ -534,7 +534,7 @@ impl Skimmer {
 
 /// The bytes before the next quote or backslash, or all. Most strings of an answer are short, so the first ones
 /// are searched a word at a time, and only what is longer pays for the call.
-#[inline]
+#[inline(always)]
 fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = ONES << 7;
