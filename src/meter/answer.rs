@@ -146,7 +146,7 @@ impl Answer {
             Form::Lines(lines) => lines.end(reader),
             Form::Unknown { .. } | Form::Text | Form::Opaque => {}
         }
-        let learnt = self.reader.capture.finish(&self.reader.format);
+        let learnt = self.reader.capture.finish();
         (learnt, self.reader.trouble, streamed)
     }
 }
@@ -171,17 +171,25 @@ fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
         return Form::Unknown { head: SmallVec::new(), else_text: false };
     };
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let is = |name: &str| essence.eq_ignore_ascii_case(name.as_bytes());
+    let unknown = |else_text| Form::Unknown { head: SmallVec::new(), else_text };
+    if is("application/json") {
+        return Form::Json;
+    } else if is("text/event-stream") {
+        return Form::Events(EventStream::new(event_limit));
+    } else if is("text/plain") || is("text/markdown") {
+        return unknown(true);
+    } else if is("") || is("application/octet-stream") {
+        return unknown(false);
+    }
     let essence = essence.to_ascii_lowercase();
     let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
-    match &essence[..] {
-        b"text/event-stream" => Form::Events(EventStream::new(event_limit)),
-        b"text/plain" | b"text/markdown" => Form::Unknown { head: SmallVec::new(), else_text: true },
-        b"" | b"application/octet-stream" => Form::Unknown { head: SmallVec::new(), else_text: false },
-        _ if has("ndjson") || has("jsonl") || has("stream+json") || has("json-stream") || has("json-seq") => {
-            Form::Lines(Lines::new(event_limit, false))
-        }
-        _ if has("json") => Form::Json,
-        _ => Form::Opaque,
+    if ["ndjson", "jsonl", "stream+json", "json-stream", "json-seq"].into_iter().any(has) {
+        Form::Lines(Lines::new(event_limit, false))
+    } else if has("json") {
+        Form::Json
+    } else {
+        Form::Opaque
     }
 }
 

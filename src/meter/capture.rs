@@ -53,6 +53,7 @@ impl Document {
 pub(super) struct Capture {
     document: Document,
     counts: Option<Box<[Counts]>>,
+    resolved: Resolved,
     model: Option<String>,
     messages: Option<u64>,
     /// The stream failed, or one of its messages did.
@@ -77,6 +78,7 @@ impl Capture {
         Self {
             document: Document::default(),
             counts: None,
+            resolved: Resolved::default(),
             model: None,
             messages: None,
             failed: false,
@@ -174,36 +176,23 @@ impl Capture {
             let count = &mut counts[usize::from(shape)][class as usize];
             *count = count.merge(amount, how);
         }
-        self.reported = complete(&self.resolved(format).usage);
+        self.resolved = best(counts, format);
+        self.reported = complete(&self.resolved.usage);
         if self.reported {
             self.without_text();
             self.final_text = None;
         }
     }
 
-    /// The counts by the shape that they fit best.
-    fn resolved(&self, format: &Format) -> Resolved {
-        let Some(counts) = &self.counts else { return Resolved::default() };
-        let mut best = (0, 0);
-        for (shape, counts) in counts.iter().enumerate() {
-            let fit = fit(counts);
-            if fit > best.0 {
-                best = (fit, shape);
-            }
-        }
-        resolve(&format.shapes[best.1], &counts[best.1])
-    }
-
     /// Everything, at the end.
-    pub(super) fn finish(self, format: &Format) -> Learnt {
-        let resolved = self.resolved(format);
+    pub(super) fn finish(self) -> Learnt {
         let text = match self.final_text {
             _ if self.reported => Text::default(),
             Some(text) => text.into_text(),
             None => self.text.into_text(),
         };
         Learnt {
-            resolved,
+            resolved: self.resolved,
             model: self.model,
             messages: self.messages,
             failed: self.failed,
@@ -211,6 +200,18 @@ impl Capture {
             text,
         }
     }
+}
+
+/// The counts by the shape that they fit best; the first of those that fit equally well.
+fn best(counts: &[Counts], format: &Format) -> Resolved {
+    let mut best = (0, 0);
+    for (shape, counts) in counts.iter().enumerate() {
+        let fit = fit(counts);
+        if fit > best.0 {
+            best = (fit, shape);
+        }
+    }
+    resolve(&format.shapes[best.1], &counts[best.1])
 }
 
 /// What an answer told.
@@ -248,13 +249,16 @@ impl Ruled<'_> {
     }
 
     fn model(&mut self, order: u8, name: &[u8]) {
-        let Ok(name) = std::str::from_utf8(name) else { return };
         let document = &mut self.capture.document;
         let better = document.model.as_ref().is_none_or(|(known, _)| order <= *known);
-        if !name.is_empty() && better {
-            // Every chunk of a stream names the model again: only a new name is worth a string.
-            let news = (self.capture.model.as_deref() != Some(name)).then(|| name.to_owned());
-            document.model = Some((order, news));
+        if name.is_empty() || !better {
+            return;
+        }
+        // Every chunk of a stream names the model again: only a new name is worth a string.
+        if self.capture.model.as_ref().is_some_and(|known| known.as_bytes() == name) {
+            document.model = Some((order, None));
+        } else if let Ok(name) = std::str::from_utf8(name) {
+            document.model = Some((order, Some(name.to_owned())));
         }
     }
 }
@@ -288,6 +292,7 @@ impl Sink for Ruled<'_> {
         }
     }
 
+    #[inline]
     fn string(&mut self, node: NodeId, value: Option<&[u8]>) {
         for action in self.format.answer.tree.actions(node) {
             match action {
@@ -334,6 +339,7 @@ impl Sink for Ruled<'_> {
         }
     }
 
+    #[inline]
     fn mark(&mut self, node: NodeId) {
         let mark = self.capture.text.mark();
         let marks = &mut self.capture.document.marks;

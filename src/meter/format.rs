@@ -1,13 +1,13 @@
 //! Answer formats as data: where a service's answers and requests say what is metered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::counting::Counting;
 use super::pointer::{PointerError, Tree, parse};
-use super::usage::{Class, Merge, Shape};
+use super::usage::{CLASSES, Class, Merge, Shape};
 use super::wanted::{Wanted, want};
 
 /// A format as the config has it (`[formats.NAME]`). Every list holds JSON pointers (RFC 6901, and `*` for every
@@ -169,103 +169,148 @@ pub struct Format {
     pub(super) plain: bool,
 }
 
-impl Format {
-    pub(super) fn new(name: &str, parts: &[&FormatConfig]) -> Result<Self, FormatError> {
-        let fault = |key: &'static str| {
-            move |error: PointerError| FormatError { format: name.to_owned(), key, reason: error.to_string() }
-        };
-        let mut answer: Vec<(Vec<String>, Action)> = Vec::new();
-        let mut request: Vec<(Vec<String>, Ask)> = Vec::new();
-        let mut shapes = Vec::new();
-        for (index, part) in parts.iter().enumerate() {
-            let shape = index as u8;
-            shapes.push(Shape {
-                merge: part.merge,
-                input_includes_cached: part.input_includes_cached,
-                output_includes_reasoning: part.output_includes_reasoning,
-            });
-            let counts = [
-                ("input", Class::Input, &part.input),
-                ("extra_input", Class::ExtraInput, &part.extra_input),
-                ("cached_input", Class::CachedInput, &part.cached_input),
-                ("cache_write_input", Class::CacheWrite, &part.cache_write_input),
-                ("output", Class::Output, &part.output),
-                ("reasoning", Class::Reasoning, &part.reasoning),
-                ("total", Class::Total, &part.total),
-                ("billed_input", Class::BilledInput, &part.billed_input),
-                ("billed_output", Class::BilledOutput, &part.billed_output),
-            ];
-            for (key, class, pointers) in counts {
-                for (order, pointer) in pointers.iter().enumerate() {
-                    let order = order.min(255) as u8;
-                    answer.push((parse(pointer).map_err(fault(key))?, Action::Count { shape, class, order }));
-                }
-            }
-            for (order, pointer) in part.model.iter().enumerate() {
-                let order = order.min(255) as u8;
-                answer.push((parse(pointer).map_err(fault("model"))?, Action::Model { order }));
-            }
-            for (pointer, names) in &part.error_when {
-                let names = names.clone().into();
-                answer.push((parse(pointer).map_err(fault("error_when"))?, Action::ErrorWhen(names)));
-            }
-            for (key, action, pointers) in [
-                ("messages", Action::Message, &part.messages),
-                ("error", Action::Error, &part.error),
-                ("text", Action::Text, &part.text),
-                ("final_text", Action::FinalText, &part.final_text),
-            ] {
-                for pointer in pointers {
-                    answer.push((parse(pointer).map_err(fault(key))?, action.clone()));
-                }
-            }
-            let asks = &part.request;
-            for (key, ask, pointers) in [
-                ("request.embeddings", Ask::Embeddings, &asks.embeddings),
-                ("request.text", Ask::Text, &asks.text),
-                ("request.model", Ask::Model, &asks.model),
-                ("request.session", Ask::Session, &asks.session),
-                ("request.batches", Ask::Member, &asks.batches),
-            ] {
-                for pointer in pointers {
-                    let tokens = parse(pointer).map_err(fault(key))?;
-                    if ask == Ask::Member {
-                        let [element @ .., _] = &tokens[..] else { continue };
-                        if element.last().is_none_or(|token| token != "*") {
-                            let reason =
-                                format!("`{pointer}` must end in `/*/name`, such as `/messages/*/query`");
-                            return Err(FormatError { format: name.to_owned(), key, reason });
-                        }
-                        request.push((element.to_vec(), Ask::Element));
-                    }
-                    request.push((tokens, ask));
-                }
+type Pointers<A> = Vec<(Vec<String>, A)>;
+
+impl FormatConfig {
+    fn shape(&self) -> Shape {
+        Shape {
+            merge: self.merge,
+            input_includes_cached: self.input_includes_cached,
+            output_includes_reasoning: self.output_includes_reasoning,
+        }
+    }
+
+    fn counts(&self) -> [(&'static str, Class, &[String]); CLASSES] {
+        [
+            ("input", Class::Input, &self.input),
+            ("extra_input", Class::ExtraInput, &self.extra_input),
+            ("cached_input", Class::CachedInput, &self.cached_input),
+            ("cache_write_input", Class::CacheWrite, &self.cache_write_input),
+            ("output", Class::Output, &self.output),
+            ("reasoning", Class::Reasoning, &self.reasoning),
+            ("total", Class::Total, &self.total),
+            ("billed_input", Class::BilledInput, &self.billed_input),
+            ("billed_output", Class::BilledOutput, &self.billed_output),
+        ]
+    }
+
+    fn count_pointers(&self, shape: u8, into: &mut Pointers<Action>) -> Result<(), KeyError> {
+        for (key, class, pointers) in self.counts() {
+            for (order, pointer) in (0..=u8::MAX).zip(pointers) {
+                into.push((tokens(key, pointer)?, Action::Count { shape, class, order }));
             }
         }
-        dedup_texts(&mut answer);
+        Ok(())
+    }
+
+    fn other_pointers(&self, into: &mut Pointers<Action>) -> Result<(), KeyError> {
+        for (order, pointer) in (0..=u8::MAX).zip(&self.model) {
+            into.push((tokens("model", pointer)?, Action::Model { order }));
+        }
+        for (pointer, names) in &self.error_when {
+            into.push((tokens("error_when", pointer)?, Action::ErrorWhen(names.clone().into())));
+        }
+        for (key, action, pointers) in [
+            ("messages", Action::Message, &self.messages),
+            ("error", Action::Error, &self.error),
+            ("text", Action::Text, &self.text),
+            ("final_text", Action::FinalText, &self.final_text),
+        ] {
+            for pointer in pointers {
+                into.push((tokens(key, pointer)?, action.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RequestConfig {
+    fn pointers(&self, into: &mut Pointers<Ask>) -> Result<(), KeyError> {
+        for (key, ask, pointers) in [
+            ("request.embeddings", Ask::Embeddings, &self.embeddings),
+            ("request.text", Ask::Text, &self.text),
+            ("request.model", Ask::Model, &self.model),
+            ("request.session", Ask::Session, &self.session),
+        ] {
+            for pointer in pointers {
+                into.push((tokens(key, pointer)?, ask));
+            }
+        }
+        for pointer in &self.batches {
+            let key = "request.batches";
+            let member = tokens(key, pointer)?;
+            let element = &member[..member.len() - 1];
+            if element.last().is_none_or(|token| token != "*") {
+                return Err((key, format!("`{pointer}` must end in `/*/name`, such as `/messages/*/query`")));
+            }
+            into.push((element.to_vec(), Ask::Element));
+            into.push((member, Ask::Member));
+        }
+        Ok(())
+    }
+}
+
+/// The key at fault, and what is wrong with it.
+type KeyError = (&'static str, String);
+
+fn tokens(key: &'static str, pointer: &str) -> Result<Vec<String>, KeyError> {
+    parse(pointer).map_err(|error| (key, error.to_string()))
+}
+
+impl Format {
+    pub(super) fn new(name: &str, parts: &[&FormatConfig]) -> Result<Self, FormatError> {
+        Self::build(name, parts).map_err(|(key, reason)| FormatError { format: name.to_owned(), key, reason })
+    }
+
+    fn build(name: &str, parts: &[&FormatConfig]) -> Result<Self, KeyError> {
+        let mut answer = Vec::new();
+        let mut request = Vec::new();
+        let mut reporting: Vec<&FormatConfig> = Vec::new();
+        for part in parts {
+            part.other_pointers(&mut answer)?;
+            part.request.pointers(&mut request)?;
+            // Formats that report alike and differ in the rest have one shape.
+            let alike =
+                |other: &&FormatConfig| other.counts() == part.counts() && other.shape() == part.shape();
+            if !reporting.iter().any(alike) {
+                let shape =
+                    u8::try_from(reporting.len()).map_err(|_| ("name", "too many formats".to_owned()))?;
+                part.count_pointers(shape, &mut answer)?;
+                reporting.push(part);
+            }
+        }
+        unite(&mut answer);
+        let tree = |error: PointerError| ("text", error.to_string());
         Ok(Self {
             name: name.to_owned(),
             counting: parts.first().map_or(Counting::Model, |part| part.counting),
-            shapes,
-            answer: Wanted::new(Tree::new(&answer).map_err(fault("input"))?, wants),
-            string: Wanted::new(Tree::new(&[(Vec::new(), Action::Text)]).map_err(fault("text"))?, wants),
-            request: Tree::new(&request).map_err(fault("request.text"))?,
+            shapes: reporting.iter().map(|part| part.shape()).collect(),
+            answer: Wanted::new(Tree::new(&answer).map_err(tree)?, wants),
+            string: Wanted::new(Tree::new(&[(Vec::new(), Action::Text)]).map_err(tree)?, wants),
+            request: Tree::new(&request).map_err(tree)?,
             plain: parts.is_empty(),
         })
     }
 }
 
-/// Several formats may point at the same text: it is one text all the same. A pointer is final in a union only if
-/// no format has it as a piece.
-fn dedup_texts(answer: &mut Vec<(Vec<String>, Action)>) {
-    let mut seen: Vec<Vec<String>> = Vec::new();
-    answer.sort_by_key(|(_, action)| matches!(action, Action::FinalText));
-    answer.retain(|(tokens, action)| match action {
-        Action::Text | Action::FinalText if seen.contains(tokens) => false,
-        Action::Text | Action::FinalText => {
-            seen.push(tokens.clone());
-            true
-        }
-        _ => true,
+/// Several formats may point at the same place for the same thing: it is one thing all the same. A text is final in
+/// a union only if no format has it as a piece, and a model's name has its best place.
+fn unite(answer: &mut Pointers<Action>) {
+    let rank = |action: &Action| match action {
+        Action::FinalText => 256,
+        Action::Model { order } => u16::from(*order),
+        _ => 0,
+    };
+    answer.sort_by_key(|(_, action)| rank(action));
+    let mut seen = BTreeSet::new();
+    answer.retain(|(tokens, action)| {
+        let kind = match action {
+            Action::Count { .. } | Action::ErrorWhen(_) => return true,
+            Action::Text | Action::FinalText => "text",
+            Action::Model { .. } => "model",
+            Action::Message => "message",
+            Action::Error => "error",
+        };
+        seen.insert((tokens.clone(), kind))
     });
 }

@@ -60,18 +60,54 @@ pub(super) struct Tree<A> {
 
 #[derive(Debug)]
 struct Node<A> {
-    /// A bit for each (length, first byte) of the keys: most members of a document end here.
-    filter: u64,
     keys: Vec<(Box<[u8]>, NodeId)>,
+    /// A hash table of places in `keys`, plus one; a quarter full, so that most of a document's members, which
+    /// nobody wants, cost one look.
+    table: Box<[u16]>,
     any: NodeId,
     end: NodeId,
     actions: Vec<A>,
 }
 
+/// Where to look for a key first.
 #[inline]
-fn filter_bit(key: &[u8]) -> u64 {
-    let first = key.first().copied().unwrap_or(0);
-    1 << ((usize::from(first) + key.len() * 7) & 63)
+fn slot(key: &[u8]) -> usize {
+    match key {
+        [] => 0,
+        [first, .., last] => usize::from(*first) ^ (usize::from(*last) << 3) ^ (key.len() * 0x25),
+        [only] => usize::from(*only),
+    }
+}
+
+impl<A> Node<A> {
+    fn index_keys(&mut self) {
+        let size = (self.keys.len() * 4).next_power_of_two();
+        let mut table = vec![0; size].into_boxed_slice();
+        for (place, (key, _)) in self.keys.iter().enumerate() {
+            let mut at = slot(key) & (size - 1);
+            while table[at] != 0 {
+                at = (at + 1) & (size - 1);
+            }
+            table[at] = place as u16 + 1;
+        }
+        self.table = table;
+    }
+
+    #[inline(always)]
+    fn place(&self, key: &[u8]) -> Option<usize> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let mask = self.table.len() - 1;
+        let mut at = slot(key) & mask;
+        loop {
+            let place = usize::from(self.table[at]).checked_sub(1)?;
+            if *self.keys[place].0 == *key {
+                return Some(place);
+            }
+            at = (at + 1) & mask;
+        }
+    }
 }
 
 impl<A: Clone> Tree<A> {
@@ -95,7 +131,7 @@ impl<A: Clone> Tree<A> {
         let id = self.nodes.len() as NodeId;
         let token = |index: &usize| pointers[*index].0.get(depth).map(String::as_str);
         let actions = here.iter().filter(|i| token(i).is_none()).map(|&i| pointers[i].1.clone()).collect();
-        self.nodes.push(Node { filter: 0, keys: Vec::new(), any: UNWANTED, end: 0, actions });
+        self.nodes.push(Node { keys: Vec::new(), table: Box::default(), any: UNWANTED, end: 0, actions });
 
         let mut literals: Vec<&str> = here.iter().filter_map(token).filter(|token| *token != "*").collect();
         literals.sort_unstable();
@@ -104,15 +140,16 @@ impl<A: Clone> Tree<A> {
             let below: Vec<_> =
                 here.iter().copied().filter(|i| token(i).is_some_and(|t| t == literal || t == "*")).collect();
             let child = self.grow(pointers, &below, depth + 1)?;
-            let node = &mut self.nodes[usize::from(id)];
-            node.keys.push((literal.as_bytes().into(), child));
-            node.filter |= filter_bit(literal.as_bytes());
+            self.nodes[usize::from(id)].keys.push((literal.as_bytes().into(), child));
         }
         let below: Vec<_> = here.iter().copied().filter(|i| token(i) == Some("*")).collect();
         if !below.is_empty() {
             self.nodes[usize::from(id)].any = self.grow(pointers, &below, depth + 1)?;
         }
-        self.nodes[usize::from(id)].end = self.nodes.len() as NodeId;
+        let end = self.nodes.len() as NodeId;
+        let node = &mut self.nodes[usize::from(id)];
+        node.end = end;
+        node.index_keys();
         Ok(id)
     }
 }
@@ -122,17 +159,13 @@ impl<A> Tree<A> {
     pub(super) const ROOT: NodeId = 0;
 
     /// The member `key` of `node`, and its place among the node's own keys.
-    #[inline]
+    #[inline(always)]
     pub(super) fn member(&self, node: NodeId, key: &[u8]) -> (NodeId, Option<u32>) {
         let node = &self.nodes[usize::from(node)];
-        if node.filter & filter_bit(key) != 0 {
-            for (place, (name, child)) in node.keys.iter().enumerate() {
-                if name.len() == key.len() && **name == *key {
-                    return (*child, Some(place as u32));
-                }
-            }
+        match node.place(key) {
+            Some(place) => (node.keys[place].1, Some(place as u32)),
+            None => (node.any, None),
         }
-        (node.any, None)
     }
 
     /// The element `index` of `node`.

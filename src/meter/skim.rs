@@ -154,6 +154,9 @@ impl Skimmer {
                         _ => self.state = State::GaveUp,
                     }
                 }
+                State::After if byte == b',' && self.in_object() && bytes.get(at + 1) == Some(&b'"') => {
+                    at = self.key(bytes, at + 2, wanted, sink);
+                }
                 State::After => {
                     at += 1;
                     self.after(byte, wanted);
@@ -201,6 +204,15 @@ impl Skimmer {
         match byte {
             b'"' => {
                 let wants = wanted.wants(node);
+                if wants & (want::TEXT | want::SCALAR) == 0 {
+                    let end = at + 1 + plain_run(&bytes[at + 1..]);
+                    if bytes.get(end) == Some(&b'"') {
+                        self.ended();
+                        return end + 1;
+                    }
+                    self.state = State::String(Into::Nothing);
+                    return end;
+                }
                 if wants & want::TEXT != 0 {
                     sink.begin_text(node);
                     if sink.wants_text() {
@@ -274,6 +286,11 @@ impl Skimmer {
     }
 
     #[inline]
+    fn in_object(&self) -> bool {
+        self.frames.last().is_some_and(|frame| frame.object)
+    }
+
+    #[inline]
     fn after<A: Clone>(&mut self, byte: u8, wanted: &Wanted<A>) {
         let Some(frame) = self.frames.last_mut() else {
             self.state = State::GaveUp;
@@ -299,18 +316,21 @@ impl Skimmer {
         let end = at + plain_run(&bytes[at..]);
         if bytes.get(end) == Some(&b'"') {
             self.found_key(&bytes[at..end], wanted, sink);
-            if bytes.get(end + 1) == Some(&b':') {
-                self.state = State::Value;
-                return end + 2;
+            if bytes.get(end + 1) != Some(&b':') {
+                return end + 1;
             }
-            return end + 1;
+            self.state = State::Value;
+            return match bytes.get(end + 2) {
+                Some(byte) => self.value(bytes, end + 2, *byte, wanted, sink),
+                None => end + 2,
+            };
         }
         self.begin_partial();
         self.state = State::String(Into::Key);
         self.string(bytes, at, Into::Key, wanted, sink)
     }
 
-    #[inline]
+    #[inline(always)]
     fn found_key<A: Clone, S: Sink>(&mut self, key: &[u8], wanted: &Wanted<A>, sink: &mut S) {
         self.state = State::Colon;
         let Some(frame) = self.frames.last_mut() else { return };
@@ -514,7 +534,7 @@ impl Skimmer {
 
 /// The bytes before the next quote or backslash, or all. Most strings of an answer are short, so the first ones
 /// are searched a word at a time, and only what is longer pays for the call.
-#[inline]
+#[inline(always)]
 fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = ONES << 7;

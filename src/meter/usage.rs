@@ -102,7 +102,7 @@ impl Amount {
 }
 
 /// One provider's way to report.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) merge: Merge,
     pub(super) input_includes_cached: bool,

@@ -51,7 +51,10 @@ pub(crate) fn basis(facts: &Facts<'_>) -> Basis {
         return Basis::Free;
     }
     let whole = *outcome == Outcome::Completed;
-    if reading.usage.total().is_some() {
+    // One side alone (Ollama leaves out a cached prompt) is no total: the other is counted where there is text for it.
+    let usage = &reading.usage;
+    let all_known = usage.total.is_some() || (usage.input.is_some() && usage.output.is_some());
+    if all_known || (usage.total().is_some() && !request_text && reading.text.seen_bytes == 0) {
         return Basis::Reported(if whole { TokenSource::Reported } else { TokenSource::Partial });
     }
     // An answer that could not be read has no text, however much it said.
@@ -97,7 +100,7 @@ pub(crate) fn price(
             Priced { usage: reading.usage, tokens, source: *source }
         }
         (Basis::Text(source), Some(counted)) => {
-            let usage = usage_of(counted);
+            let usage = usage_of(&reading.usage, counted);
             Priced { usage, tokens: usage.total().map(|total| total.max(least)), source: *source }
         }
         // At least one, so that there is a charge for the amendment to correct.
@@ -109,9 +112,10 @@ pub(crate) fn price(
     }
 }
 
-/// A count as token usage.
-pub(crate) fn usage_of(counted: &Counted) -> TokenUsage {
-    TokenUsage { input: Some(counted.input), output: Some(counted.output), ..TokenUsage::default() }
+/// What was reported, with a count for the side that was not.
+pub(crate) fn usage_of(reported: &TokenUsage, counted: &Counted) -> TokenUsage {
+    let (input, output) = (reported.input.or(Some(counted.input)), reported.output.or(Some(counted.output)));
+    TokenUsage { input, output, ..*reported }
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ struct Close {
 /// A count that the event could not wait for.
 struct Late {
     counting: oneshot::Receiver<Counted>,
+    reported: TokenUsage,
     /// What the row will say.
     source: TokenSource,
     model: Option<String>,
@@ -371,7 +372,14 @@ impl Open {
         if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
             // What was sent is told with its count: not before.
             let sent = audits.pop();
-            let late = Late { counting, source: *source, model: model.clone(), charged: used.tokens, sent };
+            let late = Late {
+                counting,
+                reported: close.reading.usage,
+                source: *source,
+                model: model.clone(),
+                charged: used.tokens,
+                sent,
+            };
             self.amend_later(late, &charges);
         }
         let Priced { usage, tokens, source } = priced;
@@ -412,7 +420,7 @@ impl Open {
         self.core.tasks.spawn_on(
             async move {
                 let Ok(counted) = late.counting.await else { return };
-                let usage = charging::usage_of(&counted);
+                let usage = charging::usage_of(&late.reported, &counted);
                 let tokens = usage.total().unwrap_or(0);
                 let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
                 let delta = signed(tokens) - signed(late.charged);
