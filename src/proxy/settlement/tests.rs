@@ -93,9 +93,10 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     journal.close();
     let (_, journal) = core_in(data.path());
     let mut outcomes = Vec::new();
-    journal.replay(&mut |record| match record {
-        Record::Usage(event) => outcomes.push((event.outcome, event.tokens_consumed)),
-        _ => {}
+    journal.replay(&mut |record| {
+        if let Record::Usage(event) = record {
+            outcomes.push((event.outcome, event.tokens_consumed));
+        }
     });
     assert_eq!(outcomes, [(Outcome::Crashed, Some(0)), (Outcome::UpstreamError, Some(0))]);
 }
