@@ -129,7 +129,7 @@ async fn exchanges(recorder: Option<Recorder>, rate: Option<u64>, total: u64) ->
     let mut tasks = Vec::new();
     for task in 0..TASKS {
         let recorder = recorder.clone();
-        tasks.push(tokio::task::spawn_local(async move {
+        tasks.push(tokio::spawn(async move {
             let mut waits = Vec::new();
             for n in 0..total / TASKS {
                 if let Some(rate) = rate {
@@ -163,7 +163,7 @@ fn cpu_at(rate: Option<u64>, seconds: u64) {
     let run = |recorder: Option<Recorder>| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (began, before) = (Instant::now(), cpu());
-        let waits = tokio::task::LocalSet::new().block_on(&runtime, exchanges(recorder, rate, total));
+        let waits = runtime.block_on(exchanges(recorder, rate, total));
         let micros = (cpu() - before).as_secs_f64() * 1e6 / waits.len() as f64;
         (waits, micros, began.elapsed())
     };

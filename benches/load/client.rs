@@ -17,6 +17,8 @@ use super::upstream::EVENT_MARK;
 struct Shared {
     /// Answers, or events, so far.
     done: Cell<u64>,
+    /// Calls answered to their end.
+    calls: Cell<u64>,
     /// Streams that had their first event.
     begun: Cell<usize>,
     stopping: Cell<bool>,
@@ -87,13 +89,14 @@ impl Load {
         Ok(())
     }
 
-    /// Stops, and gives the latencies in microseconds; an error when a connection failed.
-    pub(crate) async fn stop(mut self) -> anyhow::Result<Vec<u32>> {
+    /// Stops, and gives the latencies in microseconds, and how many calls there were in all; an error when a
+    /// connection failed.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<(Vec<u32>, u64)> {
         self.shared.stopping.set(true);
         while let Some(ended) = self.connections.join_next().await {
             ended??;
         }
-        Ok(self.shared.latencies.take())
+        Ok((self.shared.latencies.take(), self.shared.calls.get()))
     }
 }
 
@@ -115,6 +118,7 @@ async fn ask_again(to: SocketAddr, request: &'static str, shared: Rc<Shared>) ->
             ensure!(stream.read_buf(&mut buffer).await? > 0, "a connection was closed amid an answer");
         }
         shared.done.set(shared.done.get() + 1);
+        shared.calls.set(shared.calls.get() + 1);
         let latency = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX);
         shared.latencies.borrow_mut().push(latency);
     }
@@ -138,6 +142,7 @@ async fn hold_open(to: SocketAddr, request: &'static str, shared: Rc<Shared>) ->
         events += more;
         shared.done.set(shared.done.get() + more);
         if buffer.ends_with(b"0\r\n\r\n") {
+            shared.calls.set(shared.calls.get() + 1);
             return Ok(());
         }
         // Five bytes are kept, so that an end which comes in two pieces is seen.

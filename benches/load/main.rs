@@ -13,9 +13,11 @@ mod target;
 mod upstream;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use tollgate::store::{self, PrivatePostgres, Store};
 
 use self::client::Load;
 use self::report::{RequestRow, StreamRow};
@@ -76,9 +78,22 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
 async fn run(options: Options) -> anyhow::Result<()> {
     let upstream = upstream::start().await?;
     let scratch = target::scratch()?;
-    let mut targets = vec![Target::nginx(scratch.path(), upstream.address).await?];
+    // A child of this process, and so on its core.
+    let postgres = PrivatePostgres::start(&scratch.path().join("postgres")).await?;
+    let outcome = Box::pin(with_postgres(&options, &upstream, scratch.path(), &postgres.url())).await;
+    postgres.stop().await;
+    outcome
+}
+
+async fn with_postgres(
+    options: &Options,
+    upstream: &upstream::Upstream,
+    scratch: &Path,
+    database: &str,
+) -> anyhow::Result<()> {
+    let mut targets = vec![Target::nginx(scratch, upstream.address).await?];
     if options.with_tollgate {
-        targets.push(Target::tollgate(scratch.path(), upstream.address).await?);
+        targets.push(Target::tollgate(scratch, upstream.address, database).await?);
     }
     println!(
         "{} connections, {} s a run, {} rounds; {} streams of one event each {:?}",
@@ -97,32 +112,55 @@ async fn run(options: Options) -> anyhow::Result<()> {
         );
     }
 
-    for (title, request) in [
-        ("Pass-through: GET, answer of 1 KB", upstream::page_request()),
-        ("Metered: POST of a batch, answer of 1 KB that reports its tokens", upstream::chat_request()),
+    let mut metered_calls = 0;
+    // First, so that the memory of a stream is not found in what a busier run left behind.
+    let mut rows: Vec<StreamRow> = targets.iter().map(|target| StreamRow::new(target.name)).collect();
+    for _ in 0..options.rounds {
+        for (target, row) in targets.iter().zip(&mut rows) {
+            let (run, calls) = measure_streams(target, upstream, options).await?;
+            row.add(run);
+            metered_calls += if target.meters { calls } else { 0 };
+        }
+    }
+    println!("\nStreams: POST of a batch, streamed\n{}", report::streams(&rows));
+
+    for (title, request, metered) in [
+        ("Pass-through: GET, answer of 1 KB", upstream::page_request(), false),
+        ("Metered: POST of a batch, answer of 1 KB that reports its tokens", upstream::chat_request(), true),
     ] {
         let mut rows = vec![RequestRow::new("direct")];
         rows.extend(targets.iter().map(|target| RequestRow::new(target.name)));
         for _ in 0..options.rounds {
-            rows[0].add(measure_requests(upstream.address, None, request, &options).await?);
+            rows[0].add(measure_requests(upstream.address, None, request, options).await?.0);
             for (target, row) in targets.iter().zip(&mut rows[1..]) {
-                row.add(measure_requests(target.address, Some(target), request, &options).await?);
+                let (run, calls) = measure_requests(target.address, Some(target), request, options).await?;
+                row.add(run);
+                metered_calls += if metered && target.meters { calls } else { 0 };
             }
         }
         println!("\n{title}\n{}", report::requests(&rows));
     }
 
-    let mut rows: Vec<StreamRow> = targets.iter().map(|target| StreamRow::new(target.name)).collect();
-    for _ in 0..options.rounds {
-        for (target, row) in targets.iter().zip(&mut rows) {
-            row.add(measure_streams(target, &upstream, &options).await?);
-        }
-    }
-    println!("\nStreams: POST of a batch, streamed\n{}", report::streams(&rows));
     for target in targets {
         target.stop().await?;
     }
+    if options.with_tollgate {
+        let rows = rows_written(database).await?;
+        println!("Metered calls that were answered: {metered_calls}; rows in Postgres: {rows}");
+        ensure!(rows == metered_calls, "every metered call must have its row");
+    }
     Ok(())
+}
+
+async fn rows_written(database: &str) -> anyhow::Result<u64> {
+    let store = Store::new(&store::Config {
+        url: database.to_owned(),
+        pool_size: 1,
+        connect_timeout: Duration::from_secs(5),
+        statement_timeout: Duration::from_secs(30),
+    })?;
+    let row = store.client().await?.query_one("SELECT count(*) FROM tenant_usage_realtime", &[]).await?;
+    Ok(row.try_get::<_, i64>(0)?.cast_unsigned())
 }
 
 async fn measure_requests(
@@ -130,7 +168,7 @@ async fn measure_requests(
     target: Option<&Target>,
     request: &'static str,
     options: &Options,
-) -> anyhow::Result<report::Requests> {
+) -> anyhow::Result<(report::Requests, u64)> {
     let load = Load::requests(address, request, options.connections);
     tokio::time::sleep(WARM_UP).await;
     let (before, cpu_before) = (load.begin(), target.map(Target::cpu_seconds).transpose()?);
@@ -138,24 +176,20 @@ async fn measure_requests(
     let cpu_after = target.map(Target::cpu_seconds).transpose()?;
     let count = load.done() - before;
     let elapsed = load.elapsed();
-    let mut latencies = load.stop().await?;
+    let (mut latencies, calls) = load.stop().await?;
     ensure!(count > 0, "no answer came");
     latencies.sort_unstable();
     let at = |share: f64| f64::from(latencies[((latencies.len() - 1) as f64 * share) as usize]) / 1e3;
     let cpu = cpu_before.zip(cpu_after).map(|(before, after)| (after - before) * 1e6 / count as f64);
-    Ok(report::Requests {
-        per_second: count as f64 / elapsed.as_secs_f64(),
-        p50_ms: at(0.5),
-        p99_ms: at(0.99),
-        cpu_us: cpu,
-    })
+    let per_second = count as f64 / elapsed.as_secs_f64();
+    Ok((report::Requests { per_second, p50_ms: at(0.5), p99_ms: at(0.99), cpu_us: cpu }, calls))
 }
 
 async fn measure_streams(
     target: &Target,
     upstream: &upstream::Upstream,
     options: &Options,
-) -> anyhow::Result<report::Streams> {
+) -> anyhow::Result<(report::Streams, u64)> {
     upstream.let_streams_run();
     let empty = target.rss_kb()?;
     let mut load = Load::streams(target.address, upstream::stream_request(), options.streams);
@@ -168,10 +202,11 @@ async fn measure_streams(
     let elapsed = load.elapsed();
     let grown = target.rss_kb()?.saturating_sub(empty);
     upstream.end_streams();
-    load.stop().await?;
-    Ok(report::Streams {
+    let (_, calls) = load.stop().await?;
+    let run = report::Streams {
         events_per_second: count as f64 / elapsed.as_secs_f64(),
         cpu_us: cpu * 1e6 / count as f64,
         kb_per_stream: grown as f64 / options.streams as f64,
-    })
+    };
+    Ok((run, calls))
 }

@@ -11,15 +11,17 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use super::client::Load;
-use super::{LOAD_CORE, TARGET_CORE, upstream};
+use super::{TARGET_CORE, upstream};
 
-/// How long a target may take to answer; a private Postgres is made in that time.
-const START: Duration = Duration::from_secs(60);
+/// How long a target may take to answer, or to end.
+const START: Duration = Duration::from_secs(30);
 
 /// A running target.
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
+    /// Whether its calls leave rows.
+    pub(crate) meters: bool,
     /// From its start.
     pub(crate) first_answer: Duration,
     process: Child,
@@ -44,22 +46,30 @@ impl Target {
         Self::start("nginx", command, address).await
     }
 
-    /// Tollgate with everything on: quotas, metering, the journal, rows in a private Postgres.
-    pub(crate) async fn tollgate(scratch: &Path, upstream: SocketAddr) -> anyhow::Result<Self> {
+    /// Tollgate with everything on: quotas, metering, the journal, rows in `database`.
+    pub(crate) async fn tollgate(
+        scratch: &Path,
+        upstream: SocketAddr,
+        database: &str,
+    ) -> anyhow::Result<Self> {
         let binary =
             std::env::var_os("TOLLGATE").map_or_else(|| env!("CARGO_BIN_EXE_tollgate").into(), PathBuf::from);
         ensure!(binary.is_file(), "{} is not there: build it first", binary.display());
         let (address, admin) = (free_address()?, free_address()?);
         let config = scratch.join("tollgate.toml");
         std::fs::write(&config, tollgate_config(address, admin, upstream, scratch))?;
-        let mut command = on_its_core(&binary);
-        command.arg("serve").arg("--config").arg(&config).env("RUST_LOG", "warn").env_remove("DATABASE_URL");
-        let target = Self::start("tollgate", command, address).await?;
-        // Its Postgres inherited its core; it is not what is measured.
-        for pid in descendants(target.pid)? {
-            pin(pid, LOAD_CORE)?;
-        }
-        Ok(target)
+        let with_config = |mut command: Command, what: &str| {
+            command.arg(what).arg("--config").arg(&config);
+            command
+                .env("DATABASE_URL", database)
+                .env("ADMIN_TOKEN", "of the load run")
+                .env("RUST_LOG", "warn");
+            command
+        };
+        // The tables first, so that its start is that of every day.
+        let migrated = with_config(Command::new(&binary), "migrate").stdout(Stdio::null()).status().await?;
+        ensure!(migrated.success(), "tollgate migrate failed: {migrated}");
+        Self::start("tollgate", with_config(on_its_core(&binary), "serve"), address).await
     }
 
     async fn start(name: &'static str, mut command: Command, address: SocketAddr) -> anyhow::Result<Self> {
@@ -81,7 +91,7 @@ impl Target {
         }
         let first_answer = began.elapsed();
         load.stop().await?;
-        Ok(Self { name, address, first_answer, process, pid })
+        Ok(Self { name, address, meters: name == "tollgate", first_answer, process, pid })
     }
 
     /// CPU time that the kernel charged to it so far, all threads.
@@ -132,21 +142,6 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let status = status.with_context(|| format!("{program} is needed: run scripts/setup --with-bench"))?;
     ensure!(status.success(), "{program} {} failed: {status}", arguments.join(" "));
     Ok(())
-}
-
-fn descendants(of: u32) -> anyhow::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    let mut parents = vec![of];
-    while let Some(parent) = parents.pop() {
-        // A thread that has gone since has no children to speak of.
-        for task in std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
-            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            let children: Vec<u32> = children.split_whitespace().flat_map(str::parse).collect();
-            found.extend(&children);
-            parents.extend(children);
-        }
-    }
-    Ok(found)
 }
 
 fn free_address() -> anyhow::Result<SocketAddr> {

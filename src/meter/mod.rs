@@ -8,7 +8,7 @@
 //! The way of a chunk: the body's coding is undone on the side (`decoding`), the form of the answer cuts it into
 //! documents (`answer`, `events`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
 //! and what is found is committed when the document ends (`capture`). At the end the provider's own counts become
-//! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`).
+//! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`, `formats`).
 //!
 //! Where nothing is reported there is text to count (`counting`): by threads of their own, never by the reactor's.
 
@@ -19,6 +19,7 @@ mod counting;
 mod decoding;
 mod events;
 mod format;
+mod formats;
 mod inspect;
 mod pointer;
 mod skim;
@@ -32,7 +33,8 @@ use std::time::Duration;
 
 pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
 pub use decoding::{DecodeError, decode_request};
-pub use format::{Format, FormatConfig, FormatError, Formats, RequestConfig};
+pub use format::{Format, FormatConfig, FormatError, RequestConfig};
+pub use formats::Formats;
 pub use inspect::{Inspected, NotJson};
 pub use pointer::PointerError;
 pub use text::Text;

@@ -24,11 +24,13 @@ use super::tap::tap;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
+use crate::record::Hub;
 
 /// Everything that one metered request needs.
 #[derive(Debug)]
 pub(crate) struct Exchange<'a> {
     pub(crate) core: &'a Arc<Core>,
+    pub(crate) hub: &'a Arc<Hub>,
     pub(crate) upstream: &'a Upstream,
     /// The policy that it began with, kept to its end.
     pub(crate) policy: Arc<Policy>,
@@ -58,6 +60,7 @@ impl Exchange<'_> {
         let subject = self.subject(&head, identity, inspected.unwrap_or_default());
         let mut settlement = Settlement::open(
             self.core.clone(),
+            self.hub.clone(),
             self.policy.clone(),
             self.route.clone(),
             subject,

@@ -13,8 +13,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::core::Core;
 use super::server::Worker;
@@ -145,37 +145,37 @@ async fn work(
     open: Arc<AtomicUsize>,
     drain: CancellationToken,
 ) {
-    let connections = TaskTracker::new();
+    let mut connections = JoinSet::new();
     let core = worker.core.clone();
-    let cut = CancellationToken::new();
-    while let Some((stream, peer)) = incoming.recv().await {
+    loop {
+        let accepted = tokio::select! {
+            accepted = incoming.recv() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Some((stream, peer)) = accepted else { break };
         let guard = OpenGuard { open: open.clone(), core: core.clone() };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        let (worker, drain, cut) = (worker.clone(), drain.clone(), cut.clone());
+        let (worker, drain) = (worker.clone(), drain.clone());
         connections.spawn(async move {
-            tokio::select! {
-                () = worker.serve(stream, peer, drain) => {}
-                () = cut.cancelled() => {}
-            }
-            drop(guard);
+            let _guard = guard;
+            worker.serve(stream, peer, drain).await;
         });
     }
-    connections.close();
     let cutting = async {
         while !core.cutting.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::select! {
-        () = connections.wait() => {}
-        () = cutting => {
-            cut.cancel();
-            connections.wait().await;
-        }
+        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = cutting => {}
     }
+    connections.shutdown().await;
     // Upgraded connections and late counts live on in tasks of this runtime.
     core.tasks.close();
     core.tasks.wait().await;
+    // The hub's own task may not have come round any more.
+    worker.hub.flush();
 }
 
 /// Counts a connection for as long as it is handed over or open.

@@ -25,6 +25,7 @@ use super::passing::pass;
 use super::reply::reply;
 use super::settlement::Arrival;
 use super::upstream::Upstream;
+use crate::record::Hub;
 use crate::telemetry::bump;
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4); no HTTP/1 method begins so.
@@ -34,6 +35,7 @@ const H2_PREFACE: &[u8; 4] = b"PRI ";
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) core: Arc<Core>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) upstream: Upstream,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<Tracked>,
@@ -71,7 +73,8 @@ impl Worker {
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(server.header_timeout);
-        Ok(Self { core, upstream, http1, http2 })
+        let hub = Hub::new(core.recorder.clone());
+        Ok(Self { core, hub, upstream, http1, http2 })
     }
 
     /// Serves a connection to its end; after `drain`, to the end of the exchanges in flight.
@@ -96,6 +99,7 @@ impl Worker {
             ($connection:expr) => {{
                 let mut connection = std::pin::pin!($connection);
                 let result = tokio::select! {
+                    biased;
                     result = connection.as_mut() => result,
                     () = drain.cancelled() => {
                         connection.as_mut().graceful_shutdown();
@@ -139,8 +143,8 @@ impl Worker {
         let answer = match policy.routes.find(&head.method, head.uri.path()).cloned() {
             Some(route) => {
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
-                let (core, upstream) = (&self.core, &self.upstream);
-                Exchange { core, upstream, policy, route, caller, id: id.clone(), arrival }
+                let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
+                Exchange { core, hub, upstream, policy, route, caller, id: id.clone(), arrival }
                     .run(head, body)
                     .await
             }
@@ -185,7 +189,19 @@ fn check(request: &Request<Incoming>) -> Result<(), Failure> {
     if request.uri().path() == "*" && method != Method::OPTIONS {
         return Err(Failure::Malformed("only OPTIONS may ask for *"));
     }
+    check_framing(request.headers())?;
     check_host(request.version(), request.uri(), request.headers()).map_err(Failure::Malformed)
+}
+
+/// hyper takes any list of encodings that ends in `chunked`; what other parsers make of a list is anybody's guess, so
+/// only the one encoding that everybody means is let through.
+fn check_framing(headers: &header::HeaderMap) -> Result<(), Failure> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Failure::Malformed("the Transfer-Encoding is not just chunked")),
+    }
 }
 
 /// Looks at a connection's first bytes without taking them.

@@ -31,7 +31,7 @@ use crate::model::quota::{Amounts, Charge, Unit};
 use crate::model::tenant::TenantId;
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::quota::{Entitlement, Refusal, Reservation};
-use crate::record::Records;
+use crate::record::{Hub, Records};
 use crate::telemetry::{Label, bump};
 
 /// How long the end of an answer waits for the journal before it is released all the same: no fault of recording is
@@ -76,6 +76,8 @@ pub(crate) struct Settlement {
 #[derive(Debug)]
 struct Open {
     core: Arc<Core>,
+    /// This reactor's way to the journal.
+    hub: Arc<Hub>,
     policy: Arc<Policy>,
     route: Arc<Route>,
     subject: Subject,
@@ -118,6 +120,7 @@ impl Settlement {
     /// Opens the account of an exchange.
     pub(crate) fn open(
         core: Arc<Core>,
+        hub: Arc<Hub>,
         policy: Arc<Policy>,
         route: Arc<Route>,
         subject: Subject,
@@ -130,6 +133,7 @@ impl Settlement {
         }
         let open = Open {
             core,
+            hub,
             policy,
             route,
             subject,
@@ -230,18 +234,19 @@ impl Settlement {
         }
     }
 
-    /// Whether the end may have to wait for a count of text.
-    pub(crate) fn may_count(&self) -> bool {
-        let Some(open) = self.open.as_ref() else { return false };
-        open.status.is_some_and(|status| status < 300)
-            && open.meter.as_ref().is_some_and(|meter| !meter.reported())
+    /// The answer is whole: closes the meter. True when its text is being counted, so that the end may have to wait.
+    pub(crate) fn conclude(&mut self) -> bool {
+        let Some(open) = self.open.as_mut() else { return false };
+        open.ended = Some(Instant::now());
+        open.close(Outcome::Completed);
+        open.counting.is_some()
     }
 
     /// Ends the exchange as it really ended, and returns when its records are in the journal.
     pub(crate) async fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
         let Some(open) = self.open.as_mut() else { return };
-        open.ended = Some(Instant::now());
+        open.ended.get_or_insert_with(Instant::now);
         open.close(outcome);
         let mut counted = None;
         if let Some(counting) = open.counting.as_mut() {
@@ -253,9 +258,9 @@ impl Settlement {
             }
         }
         let Some(open) = self.open.take() else { return };
-        let core = open.core.clone();
-        let receipt = core.recorder.record(open.settle(counted));
-        let _ = tokio::time::timeout(JOURNAL_WAIT, receipt).await;
+        let hub = open.hub.clone();
+        let recorded = hub.record(open.settle(counted));
+        let _ = tokio::time::timeout(JOURNAL_WAIT, recorded).await;
     }
 }
 
@@ -440,13 +445,13 @@ impl Open {
         let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
         let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
         let model = self.subject.inspected.model.clone();
-        let core = self.core.clone();
+        let hub = self.hub.clone();
         let event =
             self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);
         let mut records = Records::new();
         records.push(Record::Usage(Box::new(event)));
         records.extend(audit.map(|event| Record::Audit(Box::new(event))));
-        drop(core.recorder.record(records));
+        drop(hub.record(records));
     }
 
     fn trail(&self) -> Trail<'_> {

@@ -84,7 +84,7 @@ pub(crate) async fn tap(
             if let (Some(data), true) = (frame.data_ref(), upstream.is_end_stream()) {
                 let data = data.clone();
                 settlement.observe(&data);
-                if !settlement.may_count() {
+                if !settlement.conclude() {
                     settlement.finish(Outcome::Completed).await;
                     return Tapped::Settled(data);
                 }

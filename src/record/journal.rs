@@ -1,8 +1,10 @@
 //! Opening and closing: the lock, what former runs left, the threads.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -19,13 +21,14 @@ use super::config::{Config, OpenError};
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::log::{Log, Segment, State};
 use super::outlet::{Outlet, raw};
+use super::parts::{Parts, path, reap};
 use super::position::Position;
 use super::recorder::{Inbox, Recorder, lock};
 use super::segment::{self, NewerLayout, SegmentReader, Step};
 use super::shipper;
 use super::sink::EventSink;
 use super::syncer::{Syncer, Watch};
-use super::writer::{Parts, Writer, path, reap};
+use super::writer::Writer;
 
 /// The file that is locked.
 const LOCK: &str = "lock";
@@ -33,16 +36,26 @@ const LOCK: &str = "lock";
 pub(super) const POSITION: &str = "position";
 /// A journal is cut into at least this many segments, so that a full one gets room by and by.
 const SEGMENTS_AT_LEAST: u64 = 4;
+/// How long closing waits for the disk.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The journal and what belongs to it. Share it as an `Arc`.
 #[derive(Debug)]
 pub struct Journal {
     outlet: Arc<Outlet>,
     opened: Opened,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Option<Threads>>,
     shipping: tokio::sync::Mutex<()>,
     /// Held for as long as the journal is open.
     lock: Mutex<Option<Arc<dyn DiskFile>>>,
+}
+
+/// The writer and its helpers.
+#[derive(Debug)]
+struct Threads {
+    all: Vec<JoinHandle<()>>,
+    /// Hangs up when the writer has ended.
+    writer_ended: mpsc::Receiver<Infallible>,
 }
 
 /// What opening found of former runs.
@@ -154,7 +167,7 @@ impl Journal {
             Err(e) if no_space(&e) => writer.begin_failing(e),
             begun => begun?,
         }
-        let threads = Mutex::new(spawn(&parts, writer)?);
+        let threads = Mutex::new(Some(spawn(&parts, writer)?));
         if opened.records > 0 || opened.torn_bytes > 0 {
             tracing::info!(
                 records = opened.records,
@@ -232,24 +245,27 @@ impl Journal {
 
     /// Writes and syncs what was handed over, and stops the writer. What is recorded afterwards is lost (and counted).
     ///
-    /// Blocks until the disk has it: call it from `spawn_blocking`. Once is enough; dropping the journal does it, too.
+    /// Blocks until the disk has it, or for 10 seconds on one that hangs: call it from `spawn_blocking`. Once is enough;
+    /// dropping the journal does it, too.
     pub fn close(&self) {
         let parts = &self.outlet.parts;
         parts.inbox.close();
-        let threads = std::mem::take(&mut *lock(&self.threads));
-        let open = !threads.is_empty();
-        let mut helpers = threads.into_iter();
-        // The writer first: the helpers are there for it.
-        let writer_panicked = helpers.next().is_some_and(|writer| writer.join().is_err());
-        if writer_panicked {
-            tracing::error!("the journal's writer panicked");
-        }
+        let Some(threads) = lock(&self.threads).take() else { return };
+        let written = threads.writer_ended.recv_timeout(CLOSE_WITHIN);
         parts.syncer.stop();
         parts.watch.stop();
-        helpers.for_each(|helper| drop(helper.join()));
-        if open {
-            reap(parts);
+        if let Err(RecvTimeoutError::Timeout) = written {
+            // Left to itself, with the lock: it may still write.
+            tracing::error!(
+                records = parts.log.with(|state| state.records),
+                "closing the journal was given up: the disk hangs"
+            );
+            return;
         }
+        if threads.all.into_iter().any(|thread| thread.join().is_err()) {
+            tracing::error!("a thread of the journal panicked");
+        }
+        reap(parts);
         *lock(&self.lock) = None;
     }
 }
@@ -260,18 +276,24 @@ impl Drop for Journal {
     }
 }
 
-fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Vec<JoinHandle<()>>> {
+fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Threads> {
     let interval = parts.config.fsync_interval;
-    let mut threads = vec![thread::Builder::new().name("journal".into()).spawn(move || writer.run())?];
+    let (alive, writer_ended) = mpsc::channel::<Infallible>();
+    let write = move || {
+        // Dropped when the thread ends, however it does.
+        let _alive = alive;
+        writer.run();
+    };
+    let mut all = vec![thread::Builder::new().name("journal".into()).spawn(write)?];
     let watching = Arc::clone(parts);
     let watch = move || watching.watch.run(&watching.inbox, &watching.log);
-    threads.push(thread::Builder::new().name("journal-watch".into()).spawn(watch)?);
+    all.push(thread::Builder::new().name("journal-watch".into()).spawn(watch)?);
     if !interval.is_zero() {
         let syncing = Arc::clone(parts);
         let sync = move || syncing.syncer.run(interval, &syncing.inbox);
-        threads.push(thread::Builder::new().name("journal-sync".into()).spawn(sync)?);
+        all.push(thread::Builder::new().name("journal-sync".into()).spawn(sync)?);
     }
-    Ok(threads)
+    Ok(Threads { all, writer_ended })
 }
 
 /// The numbers of a directory's segments, in order.

@@ -13,7 +13,7 @@
 //! 5. Nothing that lies on the disk is trusted: frames carry a checksum; what does not match is skipped and kept aside.
 //! 6. A file is never changed behind what was acknowledged to somebody: segments are appended to, sealed and deleted whole.
 //!
-//! The write path: [`Recorder::record`] → queue → writer thread: encode, one write per group → tail → receipts.
+//! The write path: [`Recorder::record`] (or a reactor's [`Hub`]) → queue → writer thread: encode, one write per group → tail → receipts.
 //!
 //! The read path: [`Journal::ship`] → tail, or segments when it is behind → batches → [`EventSink::write`] →
 //! acknowledged position → whole segments deleted.
@@ -25,10 +25,12 @@ mod aside;
 pub mod codec;
 mod config;
 pub mod disk;
+mod hub;
 mod inspect;
 mod journal;
 mod log;
 mod outlet;
+mod parts;
 mod position;
 mod recorder;
 mod segment;
@@ -38,6 +40,7 @@ mod syncer;
 mod writer;
 
 pub use config::{Config, OpenError};
+pub use hub::Hub;
 pub use inspect::{Content, Inspected, inspect};
 pub use journal::{Journal, JournalState, Opened};
 pub use recorder::{Durability, Receipt, Recorder, Records};

@@ -9,10 +9,10 @@ use crate::model::event::Record;
 
 use super::aside::{Damaged, DeadLetters};
 use super::log::{Entry, Next, Segment};
+use super::parts::{Parts, reap};
 use super::position::Position;
 use super::recorder::lock;
 use super::segment::{NewerLayout, SegmentReader, Step};
-use super::writer::{Parts, reap};
 
 /// Bytes of payload in a batch read from disk.
 const BATCH_BYTES: usize = 4 << 20;

@@ -57,7 +57,19 @@ impl Recorder {
 
     /// Hands records over. Never blocks. The receipt may be dropped.
     pub fn record(&self, records: Records) -> Receipt {
+        let receipt = self.inbox.put(records);
+        self.inbox.wake();
+        receipt
+    }
+
+    /// The same without waking the writer: [`Recorder::wake`] must follow.
+    pub(super) fn record_quietly(&self, records: Records) -> Receipt {
         self.inbox.put(records)
+    }
+
+    /// Wakes the writer, if it sleeps.
+    pub(super) fn wake(&self) {
+        self.inbox.wake();
     }
 }
 
@@ -69,6 +81,26 @@ pub struct Receipt(State);
 enum State {
     Done(Durability),
     Waiting { group: Arc<Group>, index: u32, waiter: Option<usize> },
+}
+
+impl Receipt {
+    /// What became of the records, if that is known.
+    pub(super) fn durability(&self) -> Option<Durability> {
+        match &self.0 {
+            State::Done(durability) => Some(*durability),
+            State::Waiting { group, index, .. } => group.durability(*index),
+        }
+    }
+
+    /// Another receipt for the same records.
+    pub(super) fn again(&self) -> Self {
+        Self(match &self.0 {
+            State::Done(durability) => State::Done(*durability),
+            State::Waiting { group, index, .. } => {
+                State::Waiting { group: group.clone(), index: *index, waiter: None }
+            }
+        })
+    }
 }
 
 impl Future for Receipt {
@@ -208,15 +240,19 @@ impl Inbox {
         let index = queue.handed.batches.len() as u32;
         queue.handed.batches.push(records);
         let group = Arc::clone(queue.handed.group.get_or_insert_default());
-        let (wake, stuck) = (mem::take(&mut queue.parked), queue.stuck);
-        drop(queue);
-        if wake {
-            self.wake.notify_one();
-        }
-        if stuck {
+        if queue.stuck {
             return Receipt(State::Done(Durability::Held));
         }
         Receipt(State::Waiting { group, index, waiter: None })
+    }
+
+    /// Wakes the writer, if it sleeps and has something to do.
+    fn wake(&self) {
+        let mut queue = lock(&self.queue);
+        if !queue.handed.batches.is_empty() && mem::take(&mut queue.parked) {
+            drop(queue);
+            self.wake.notify_one();
+        }
     }
 
     /// Takes over what is queued, into `handed` (which should be empty, and keeps its room); sleeps while there is

@@ -164,12 +164,13 @@ impl Watch {
             if let Some(taken) = busy.since.map(|since| since.elapsed()).filter(|taken| *taken > STUCK_AFTER)
             {
                 busy.stuck = true;
+                // Said before anybody is let go, so that whoever asks why they were is told.
+                let reason = format!("a file operation of the journal has not returned for {taken:.1?}");
+                log.with(|state| state.fault = Some(reason));
                 if let Some(group) = busy.group.take() {
                     group.resolve(false, Vec::new());
                 }
                 inbox.release();
-                let reason = format!("a file operation of the journal has not returned for {taken:.1?}");
-                log.with(|state| state.fault = Some(reason));
             }
         }
     }

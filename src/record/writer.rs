@@ -10,38 +10,25 @@
 
 use std::io;
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::event::Record;
-use crate::telemetry::Metrics;
 
 use super::alarm::Alarm;
 use super::codec;
-use super::config::Config;
-use super::disk::{Disk, DiskFile, write_all};
-use super::log::{Entry, Log, Segment};
-use super::recorder::{Group, Handed, Inbox, Turn};
+use super::disk::{DiskFile, write_all};
+use super::log::{Entry, Segment};
+use super::parts::{Parts, reap};
+use super::recorder::{Group, Handed, Turn};
 use super::segment;
-use super::syncer::{SyncFault, Syncer, Watch};
+use super::syncer::SyncFault;
 
 /// Bytes of one write: a larger group is written in several.
 const WRITE_BYTES: usize = 1 << 20;
 /// The first and the longest wait before a failed disk is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// What all parts of one journal share.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub config: Config,
-    pub disk: Arc<dyn Disk>,
-    pub inbox: Arc<Inbox>,
-    pub log: Log,
-    pub syncer: Syncer,
-    pub watch: Watch,
-    pub metrics: Arc<Metrics>,
-}
 
 /// The journal can't take a group.
 #[derive(Debug, thiserror::Error)]
@@ -458,25 +445,4 @@ fn start_segment(parts: &Parts, path: &Path, number: u64) -> io::Result<Arc<dyn 
         parts.disk.sync_dir(&parts.config.dir)?;
     }
     Ok(file)
-}
-
-/// Deletes the segments that the sink has acknowledged whole.
-pub(super) fn reap(parts: &Parts) {
-    for segment in parts.log.with(|state| state.done_segments()) {
-        match parts.disk.remove(&segment.path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // It is tried again at the next acknowledgement, and at the next start.
-            Err(e) => {
-                tracing::warn!(segment = %segment.path.display(), error = %e, "an acknowledged segment can't be deleted");
-                continue;
-            }
-        }
-        parts.log.with(|state| state.forget(segment.number));
-    }
-}
-
-/// The path of a file of the journal.
-pub(super) fn path(config: &Config, name: &str) -> PathBuf {
-    config.dir.join(name)
 }

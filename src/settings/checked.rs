@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::effective::{Change, Effective};
 use super::fault::{BUILT_IN, Fault, Faults};
 use super::layers::Layers;
+use super::parts::{self, OnOutage};
 use super::reader::{Findings, Report};
-use super::{formats, parts, prices, routes, tenants, variables};
+use super::{formats, prices, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, meter, proxy, quota, record, store, tenant};
@@ -33,17 +34,6 @@ const SECTIONS: [&str; 12] = [
     "prices",
     "formats",
 ];
-
-/// What quotas do while the database is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnOutage {
-    /// Keep serving within the limits as known here.
-    Open,
-    /// Serve what is leased.
-    Lease,
-    /// Serve nothing that is metered.
-    Closed,
-}
 
 /// A checked config: every part's own.
 #[derive(Clone)]

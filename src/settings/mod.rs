@@ -25,6 +25,7 @@ mod toml_text;
 mod units;
 mod variables;
 
-pub use checked::{OnOutage, Settings};
+pub use checked::Settings;
 pub use effective::{Change, needs_restart};
 pub use fault::{Fault, Faults};
+pub use parts::OnOutage;

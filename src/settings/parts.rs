@@ -4,10 +4,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::checked::OnOutage;
 use super::reader::Table;
 use super::units;
 use crate::{meter, proxy, record, store};
+
+/// What quotas do while the database is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOutage {
+    /// Keep serving within the limits as known here.
+    Open,
+    /// Serve what is leased.
+    Lease,
+    /// Serve nothing that is metered.
+    Closed,
+}
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

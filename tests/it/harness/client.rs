@@ -1,4 +1,5 @@
 //! A client that writes what it is given and keeps what it sees.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,5 @@
 //! A service that answers by script: byte for byte, on the test's signal, and in every wrong way.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

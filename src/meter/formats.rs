@@ -1,0 +1,64 @@
+//! All formats by name: those that come with the program, all of them at once, and the operator's own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::builtin;
+use super::format::{Format, FormatConfig, FormatError};
+
+/// All formats by name.
+#[derive(Clone, Debug)]
+pub struct Formats {
+    by_name: Arc<BTreeMap<String, Arc<Format>>>,
+}
+
+impl Formats {
+    /// The built-in formats: each by its name, and `auto`, which is all of them at once and tells them apart by the
+    /// fields that an answer has.
+    pub fn builtin() -> Self {
+        let parts = builtin::formats();
+        let all: Vec<_> = parts.iter().map(|(_, part)| part).collect();
+        let named = parts.iter().map(|(name, part)| (*name, vec![part]));
+        let by_name = named
+            .chain([(AUTO, all), ("text", Vec::new())])
+            .filter_map(|(name, parts)| {
+                let format = Format::new(name, &parts);
+                debug_assert!(format.is_ok(), "the built-in format {name}: {format:?}");
+                Some((name.to_owned(), Arc::new(format.ok()?)))
+            })
+            .collect();
+        Self { by_name: Arc::new(by_name) }
+    }
+
+    /// These formats, and one more, or another in place of one of the same name.
+    ///
+    /// # Errors
+    /// The key that has a pointer that is none, or the name `auto`, which is taken.
+    pub fn with(mut self, name: &str, config: &FormatConfig) -> Result<Self, FormatError> {
+        if name == AUTO {
+            let reason = "`auto` is all the built-in formats at once; give yours another name".to_owned();
+            return Err(FormatError { format: name.to_owned(), key: "name", reason });
+        }
+        let format = Arc::new(Format::new(name, &[config])?);
+        Arc::make_mut(&mut self.by_name).insert(name.to_owned(), format);
+        Ok(self)
+    }
+
+    /// The format of that name.
+    pub fn format(&self, name: &str) -> Option<Arc<Format>> {
+        self.by_name.get(name).cloned()
+    }
+
+    /// The names of all formats, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+}
+
+impl Default for Formats {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+const AUTO: &str = "auto";

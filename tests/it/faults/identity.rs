@@ -1,0 +1,293 @@
+//! Who is calling: the sources of the config, and faults 89 to 93.
+
+use std::path::Path;
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use super::gate;
+use crate::harness::{RequestText, Response, TestGateway, Upstream, answer, batch_answer, gateway, request};
+use crate::postgres::{Database, shared};
+
+const SECRET: &str = "a-secret-of-the-tests-of-32-bytes";
+const SESSION_QUERY: &str = "SELECT tenant_id::text FROM chat_sessions WHERE session_id::text = $1";
+
+fn session_source() -> String {
+    format!("{{ session = {{ json = \"/sessionId\", query = \"{SESSION_QUERY}\" }} }}")
+}
+
+fn hs256() -> String {
+    "{ jwt = { claim = \"tenantId\", secret_env = \"TEST_JWT_SECRET\" } }".to_owned()
+}
+
+async fn with_sources(sources: &[String], tenant: &str) -> (Upstream, Database<'static>, TestGateway) {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    database.rows(
+        "CREATE TABLE chat_sessions (session_id text PRIMARY KEY, tenant_id text);
+         CREATE TABLE trial_tenants (tenant_id text PRIMARY KEY, plan_upgraded_to text);
+         INSERT INTO chat_sessions VALUES ('s-one', 'tn_one'), ('s-starter', 'tn_starter');
+         INSERT INTO trial_tenants VALUES ('tn_one', NULL), ('tn_starter', 'starter')",
+    );
+    let running = gateway(&upstream, &database)
+        .sources(&format!("[{}]\n{tenant}", sources.join(", ")))
+        .env("TEST_JWT_SECRET", SECRET)
+        .start()
+        .await;
+    (upstream, database, running)
+}
+
+fn ask(body: &Value) -> RequestText {
+    request("POST", "/api/widget/chat").json(body)
+}
+
+fn in_session(session: &str) -> RequestText {
+    ask(&json!({"sessionId": session, "messages": [{"query": "hi"}]}))
+}
+
+fn claims(tenant: &str, expires_in: i64) -> Value {
+    json!({"tenantId": tenant, "type": "access", "exp": jiff::Timestamp::now().as_second() + expires_in})
+}
+
+fn token(claims: &Value) -> String {
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).expect("a token")
+}
+
+fn bearer(request: RequestText, token: &str) -> RequestText {
+    request.header("authorization", &format!("Bearer {token}"))
+}
+
+fn told(response: &Response) -> (u16, String) {
+    (response.status, response.json()["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn a_session_names_the_tenant_and_the_services_table_its_plan() {
+    let (_upstream, database, gateway) = with_sources(&[session_source()], "").await;
+    assert_eq!(gateway.ask(in_session("s-one")).await.status, 200);
+    let starter = gateway.ask(in_session("s-starter")).await;
+    assert!(starter.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=100000")), "{}", starter.head);
+    let unknown = gateway.ask(in_session("s-nobody")).await;
+    assert_eq!(told(&unknown), (400, "tenant_unidentified".to_owned()));
+    gateway.stop().await;
+    assert_eq!(
+        database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
+        "tn_one,tn_starter"
+    );
+}
+
+#[tokio::test]
+async fn a_verified_token_names_the_tenant_and_no_other_token_does() {
+    let (upstream, _database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let good = gateway.ask(bearer(in_session("s-one"), &token(&claims("tn_one", 3600)))).await;
+    assert_eq!(good.status, 200);
+    let forged = {
+        let key = EncodingKey::from_secret(b"another-secret-of-at-least-32-bytes");
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims("tn_one", 3600), &key).expect("a token")
+    };
+    let none = {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("{}.{}.", part(&json!({"alg": "none", "typ": "JWT"})), part(&claims("tn_one", 3600)))
+    };
+    let endless = token(&json!({"tenantId": "tn_one"}));
+    let nobody = token(&json!({"tenantId": 7, "exp": jiff::Timestamp::now().as_second() + 3600}));
+    let expired = token(&claims("tn_one", -3600));
+    let prefixed = format!("x{}", token(&claims("tn_one", 3600)));
+    for (name, bad) in [
+        ("forged", forged),
+        ("alg none", none),
+        ("without exp", endless),
+        ("a claim that is no text", nobody),
+        ("expired", expired),
+        ("prefixed", prefixed),
+        ("empty", String::new()),
+        ("not a token", "abc".to_owned()),
+    ] {
+        let refused = gateway.ask(bearer(in_session("s-one"), &bad)).await;
+        assert_eq!(told(&refused), (401, "token_invalid".to_owned()), "{name}");
+    }
+    assert_eq!(upstream.requests().len(), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_that_contradicts_the_session_is_refused_and_audited_without_the_token() {
+    let (upstream, database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let other = token(&claims("tn_other", 3600));
+    let refused = gateway.ask(bearer(in_session("s-one"), &other)).await;
+    assert_eq!(told(&refused), (403, "tenant_mismatch".to_owned()));
+    assert!(upstream.requests().is_empty());
+    gateway.stop().await;
+    let trail = database.rows("SELECT event_type, category, tenant_id, result, to_jsonb(a)::text FROM audit_events a");
+    assert_eq!(trail.len(), 1);
+    assert_eq!(trail[0][..4], ["security_violation", "security", "tn_other", "failure"]);
+    assert!(!trail[0][4].contains(&other), "the token is not recorded");
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "0");
+}
+
+/// A key pair made by openssl: the private and the public PEM.
+fn key_pair(dir: &Path, arguments: &[&str]) -> (Vec<u8>, std::path::PathBuf) {
+    let (private, public) = (dir.join("private.pem"), dir.join("public.pem"));
+    let run = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).output().expect("openssl runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let private_text = private.to_str().expect("a text path");
+    run(&[&["genpkey"], arguments, &["-out", private_text]].concat());
+    run(&["pkey", "-in", private_text, "-pubout", "-out", public.to_str().expect("a text path")]);
+    (std::fs::read(&private).expect("the private key"), public)
+}
+
+#[tokio::test]
+async fn tokens_of_a_public_key_are_verified_by_its_pem_file() {
+    let ec = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let rsa = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+    for (algorithm, name, arguments) in [(Algorithm::ES256, "ES256", &ec[..]), (Algorithm::RS256, "RS256", &rsa[..])] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (private, public) = key_pair(dir.path(), arguments);
+        let key = match algorithm {
+            Algorithm::ES256 => EncodingKey::from_ec_pem(&private),
+            _ => EncodingKey::from_rsa_pem(&private),
+        };
+        let signed = |claims: &Value| {
+            jsonwebtoken::encode(&Header::new(algorithm), claims, key.as_ref().expect("a key")).expect("a token")
+        };
+        let source = format!(
+            "{{ jwt = {{ claim = \"tenantId\", public_key_file = \"{}\", algorithm = \"{name}\" }} }}",
+            public.display()
+        );
+        let (_upstream, database, gateway) = with_sources(&[source], "").await;
+        assert_eq!(gateway.ask(bearer(in_session("x"), &signed(&claims("tn_pem", 3600)))).await.status, 200, "{name}");
+        // A public key is no HMAC secret: the classic confusion of algorithms.
+        let confused = {
+            let key = EncodingKey::from_secret(&std::fs::read(&public).expect("the public key"));
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims("tn_pem", 3600), &key).expect("a token")
+        };
+        assert_eq!(gateway.ask(bearer(in_session("x"), &confused)).await.status, 401, "{name}");
+        gateway.stop().await;
+        assert_eq!(database.one("SELECT tenant_id FROM tenant_usage_realtime"), "tn_pem");
+    }
+}
+
+#[tokio::test]
+async fn fault_89_two_authorization_headers_or_one_joined_by_commas_are_refused() {
+    let (upstream, _database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let good = token(&claims("tn_one", 3600));
+    let twice = bearer(bearer(in_session("s-one"), &good), &good);
+    assert_eq!(told(&gateway.ask(twice).await), (401, "token_invalid".to_owned()));
+    let joined = bearer(in_session("s-one"), &format!("{good}, Bearer {good}"));
+    assert_eq!(told(&gateway.ask(joined).await), (401, "token_invalid".to_owned()));
+    assert!(upstream.requests().is_empty());
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn fault_90_forwarding_headers_are_believed_only_from_trusted_proxies() {
+    let (upstream, database, gateway) = gate().await;
+    let forged = |path: &str| {
+        request("GET", path).header("x-forwarded-for", "6.6.6.6").header("x-real-ip", "6.6.6.6").header("x-forwarded-proto", "https")
+    };
+    assert_eq!(gateway.ask(forged("/page")).await.status, 200);
+    let seen = &upstream.requests()[0];
+    assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+    assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some("http"));
+    assert_eq!(seen.header("x-real-ip"), None);
+    gateway.stop().await;
+    let trusting = crate::harness::gateway(&upstream, &database).set("server.trusted_proxies", "127.0.0.0/8").start().await;
+    assert_eq!(trusting.ask(forged("/page")).await.status, 200);
+    let seen = &upstream.requests()[1];
+    assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("6.6.6.6, 127.0.0.1"));
+    assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some("https"));
+    let chat = crate::harness::batch("tn_ip", 1).header("x-forwarded-for", "6.6.6.6");
+    assert_eq!(trusting.ask(chat).await.status, 200);
+    trusting.stop().await;
+    assert_eq!(database.one("SELECT DISTINCT host(ip_address) FROM audit_events WHERE tenant_id = 'tn_ip'"), "6.6.6.6");
+}
+
+#[tokio::test]
+async fn fault_91_a_tenant_header_of_a_stranger_is_stripped_and_not_believed() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    let running = gateway(&upstream, &database).set("tenant.trust_header_from", "10.0.0.0/8").start().await;
+    let body = json!({"tenantId": "tn_body", "messages": [{"query": "x"}]});
+    for path in ["/api/widget/chat", "/elsewhere"] {
+        let asked = request("POST", path).header("x-tenant-id", "tn_forged").json(&body);
+        assert_eq!(running.ask(asked).await.status, 200);
+    }
+    assert!(upstream.requests().iter().all(|seen| seen.header("x-tenant-id").is_none()));
+    running.stop().await;
+    assert_eq!(database.one("SELECT string_agg(tenant_id, ',') FROM tenant_usage_realtime"), "tn_body");
+}
+
+#[tokio::test]
+async fn fault_92_a_missing_repeated_or_oversized_tenant_is_refused() {
+    let (upstream, database, gateway) = gate().await;
+    let body = json!({"messages": [{"query": "x"}]});
+    let cases = [
+        ask(&body),
+        ask(&body).header("x-tenant-id", "tn_one").header("x-tenant-id", "tn_two"),
+        ask(&body).header("x-tenant-id", &"t".repeat(10_000)),
+        ask(&body).header("x-tenant-id", "tn one"),
+        ask(&body).header("x-tenant-id", ""),
+    ];
+    for case in cases {
+        assert_eq!(told(&gateway.ask(case).await), (400, "tenant_unidentified".to_owned()));
+    }
+    assert!(upstream.requests().is_empty());
+    super::no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn fault_93_admin_paths_on_the_public_listener_are_the_upstreams_own() {
+    let (upstream, _database, gateway) = gate().await;
+    for path in ["/api/admin/usage", "/metrics", "/healthz", "/readyz"] {
+        let response = gateway.ask(request("GET", path)).await;
+        assert_eq!(response.json()["totalTokens"], json!(7), "{path}");
+    }
+    assert_eq!(upstream.requests().len(), 4);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_query_parameter_can_name_the_tenant_once() {
+    let (_upstream, database, gateway) = with_sources(&["{ query = \"tenantId\" }".to_owned()], "").await;
+    let body = json!({"messages": [{"query": "x"}]});
+    let at = |query: &str| request("POST", &format!("/api/widget/chat{query}")).json(&body);
+    assert_eq!(gateway.ask(at("?a=1&tenantId=tn%5Fquery")).await.status, 200);
+    assert_eq!(gateway.ask(at("?tenantId=tn_a&tenantId=tn_b")).await.status, 400);
+    assert_eq!(gateway.ask(at("")).await.status, 400);
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT string_agg(tenant_id, ',') FROM tenant_usage_realtime"), "tn_query");
+}
+
+#[tokio::test]
+async fn unidentified_pass_lets_through_unmetered() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    let running = gateway(&upstream, &database).set("tenant.unidentified", "pass").start().await;
+    let body = json!({"messages": [{"query": "x"}]});
+    let response = running.ask(ask(&body)).await;
+    assert_eq!((response.status, response.header("ratelimit")), (200, None));
+    assert_eq!(upstream.requests()[0].json(), body);
+    super::no_rows(&database, running).await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_looked_up_is_served_on_its_own_account() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    let running = gateway(&upstream, &database)
+        .sources(&format!("[{}]", session_source()))
+        // Nobody listens there: the service's database is away.
+        .set("service_database.url", "postgres://nobody@127.0.0.1:1/none")
+        .start()
+        .await;
+    assert_eq!(running.ask(in_session("s-away")).await.status, 200);
+    running.stop().await;
+    let row = database.one("SELECT concat_ws(' ', tenant_id, chat_session_id, metadata->>'provisional_tenant') FROM tenant_usage_realtime");
+    assert_eq!(row, "session:s-away s-away true");
+}
