@@ -32,7 +32,9 @@ async fn status_of(gateway: &TestGateway, bytes: &[u8]) -> Option<u16> {
 }
 
 async fn answer_to(client: &mut Client) -> Option<u16> {
-    within("an answer or the end of the connection", client.try_read_response()).await.map(|response| response.status)
+    within("an answer or the end of the connection", client.try_read_response())
+        .await
+        .map(|response| response.status)
 }
 
 /// No usage row was written: what was refused before its tenant was known leaves none.

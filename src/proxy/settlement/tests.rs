@@ -62,7 +62,8 @@ fn opened(core: &Arc<Core>) -> Settlement {
         inspected: Inspected::default(),
         message_chars: 0,
     };
-    Settlement::open(core.clone(), policy, route, subject, Arrival::now())
+    let hub = Hub::new(core.recorder.clone());
+    Settlement::open(core.clone(), hub, policy, route, subject, Arrival::now())
 }
 
 #[tokio::test]

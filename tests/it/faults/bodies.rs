@@ -41,9 +41,14 @@ async fn fault_20_a_truncated_body_never_becomes_a_whole_request() {
     let (upstream, database, gateway) = gate().await;
     for path in ["/api/widget/chat", "/elsewhere"] {
         let mut client: Client = gateway.connect().await;
-        client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_cut\r\ncontent-length: 100\r\n\r\n{{")).await;
+        client
+            .send(format!(
+                "POST {path} HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_cut\r\ncontent-length: 100\r\n\r\n{{"
+            ))
+            .await;
         client.finish().await;
-        let status = within("an answer or the end", client.try_read_response()).await.map(|response| response.status);
+        let status =
+            within("an answer or the end", client.try_read_response()).await.map(|response| response.status);
         assert!(matches!(status, None | Some(400)), "{path}: {status:?}");
     }
     assert!(upstream.requests().iter().all(|seen| !seen.complete));
@@ -65,7 +70,11 @@ async fn fault_21_a_body_that_two_parsers_could_read_differently_names_nobody() 
     ];
     for body in bodies {
         let response = gateway.ask(post(body)).await;
-        assert_eq!((response.status, response.json()["code"].clone()), (400, json!("tenant_unidentified")), "{body:?}");
+        assert_eq!(
+            (response.status, response.json()["code"].clone()),
+            (400, json!("tenant_unidentified")),
+            "{body:?}"
+        );
     }
     assert!(upstream.requests().is_empty());
     no_rows(&database, gateway).await;
@@ -132,7 +141,9 @@ async fn fault_25_a_bomb_in_an_answer_passes_unchanged_and_its_tokens_are_unknow
     encoder.write_all(&vec![b'a'; 300_000_000]).expect("memory");
     let bomb = encoder.finish().expect("memory");
     let sent = bomb.clone();
-    let script = move || answer(200).header("content-type", "application/json").header("content-encoding", "gzip").body(&sent);
+    let script = move || {
+        answer(200).header("content-type", "application/json").header("content-encoding", "gzip").body(&sent)
+    };
     let (_upstream, database, gateway) = gate_with(script, "").await;
     let response = gateway.ask(post(r#"{"tenantId": "tn_bomb", "message": "x"}"#)).await;
     assert!(response.status == 200 && response.body == bomb, "unchanged");
@@ -147,7 +158,10 @@ async fn fault_29_hostile_numbers_never_wrap_and_never_block_a_batch() {
     for tokens in hostile {
         let body = json!({"batch": [], "aggregated": true, "totalTokens": tokens});
         let (_upstream, database, gateway) = gate_with(move || answer(200).json(&body), "").await;
-        assert_eq!(gateway.ask(post(r#"{"tenantId": "tn_bad", "messages": [{"query": "a"}]}"#)).await.status, 200);
+        assert_eq!(
+            gateway.ask(post(r#"{"tenantId": "tn_bad", "messages": [{"query": "a"}]}"#)).await.status,
+            200
+        );
         gateway.stop().await;
         let row = database.one("SELECT concat_ws(' ', outcome, metadata->>'meter_flag', coalesce(tokens_consumed, 0) BETWEEN 0 AND 1000) FROM tenant_usage_realtime");
         assert_eq!(row, "completed bad_usage t", "{tokens}");
@@ -165,5 +179,10 @@ async fn fault_30_a_nul_in_recorded_text_is_stored_without_it_and_poisons_nothin
         assert_eq!(gateway.ask(post(body.to_string())).await.status, 200);
     }
     gateway.stop().await;
-    assert_eq!(database.one("SELECT string_agg(chat_session_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"), "ab,plain");
+    assert_eq!(
+        database.one(
+            "SELECT string_agg(chat_session_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"
+        ),
+        "ab,plain"
+    );
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{answer_to, gate, no_rows, status_of};
-use crate::harness::{batch, batch_answer, gateway, request, within, Step, Upstream, answer};
+use crate::harness::{Step, Upstream, answer, batch, batch_answer, gateway, request, within};
 use crate::postgres::shared;
 
 const CHAT: &str = "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_fault\r\n";
@@ -41,7 +41,11 @@ async fn fault_01_length_and_chunks_together_are_never_both_forwarded() {
 
 #[tokio::test]
 async fn fault_02_two_different_lengths_are_refused() {
-    refused_whole(&["content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "content-length: 2, 3\r\n\r\n{}"], &[400]).await;
+    refused_whole(
+        &["content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "content-length: 2, 3\r\n\r\n{}"],
+        &[400],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -74,7 +78,8 @@ async fn fault_05_odd_space_around_the_colon_is_refused() {
 #[tokio::test]
 async fn fault_06_chunks_in_http_1_0_are_refused() {
     let (upstream, database, gateway) = gate().await;
-    let head = "POST /elsewhere HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+    let head =
+        "POST /elsewhere HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
     assert!(matches!(status_of(&gateway, head.as_bytes()).await, None | Some(400)));
     assert!(upstream.requests().is_empty());
     no_rows(&database, gateway).await;
@@ -82,8 +87,10 @@ async fn fault_06_chunks_in_http_1_0_are_refused() {
 
 #[tokio::test]
 async fn fault_07_a_broken_chunk_is_the_clients_fault_and_the_upstream_never_sees_a_whole_request() {
-    let bad = ["0x2\r\n{}", "+2\r\n{}", "-2\r\n{}", "fffffffffffffffff\r\n{}", "2\r\n{}xx0\r\n\r\n", "zz\r\n{}"];
-    let cases: Vec<_> = bad.iter().map(|body| format!("transfer-encoding: chunked\r\n\r\n{body}\r\n0\r\n\r\n")).collect();
+    let bad =
+        ["0x2\r\n{}", "+2\r\n{}", "-2\r\n{}", "fffffffffffffffff\r\n{}", "2\r\n{}xx0\r\n\r\n", "zz\r\n{}"];
+    let cases: Vec<_> =
+        bad.iter().map(|body| format!("transfer-encoding: chunked\r\n\r\n{body}\r\n0\r\n\r\n")).collect();
     refused_whole(&cases.iter().map(String::as_str).collect::<Vec<_>>(), &[400]).await;
 }
 
@@ -116,7 +123,11 @@ async fn fault_09_a_missing_repeated_or_malformed_host_is_refused() {
 #[tokio::test]
 async fn fault_10_control_bytes_are_refused() {
     let (upstream, database, gateway) = gate().await;
-    for case in ["GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\nx\x01: b\r\n\r\n"] {
+    for case in [
+        "GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx\x01: b\r\n\r\n",
+    ] {
         assert!(matches!(status_of(&gateway, case.as_bytes()).await, None | Some(400)), "{case:?}");
     }
     assert!(upstream.requests().is_empty());
@@ -258,5 +269,8 @@ async fn fault_57_pipelined_requests_are_answered_in_order_with_a_row_each() {
     }
     drop(client);
     gateway.stop().await;
-    assert_eq!(database.one("SELECT count(*) || ' ' || sum(tokens_consumed) FROM tenant_usage_realtime"), "4 10");
+    assert_eq!(
+        database.one("SELECT count(*) || ' ' || sum(tokens_consumed) FROM tenant_usage_realtime"),
+        "4 10"
+    );
 }

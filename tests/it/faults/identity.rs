@@ -70,7 +70,11 @@ async fn a_session_names_the_tenant_and_the_services_table_its_plan() {
     let (_upstream, database, gateway) = with_sources(&[session_source()], "").await;
     assert_eq!(gateway.ask(in_session("s-one")).await.status, 200);
     let starter = gateway.ask(in_session("s-starter")).await;
-    assert!(starter.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=100000")), "{}", starter.head);
+    assert!(
+        starter.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=100000")),
+        "{}",
+        starter.head
+    );
     let unknown = gateway.ask(in_session("s-nobody")).await;
     assert_eq!(told(&unknown), (400, "tenant_unidentified".to_owned()));
     gateway.stop().await;
@@ -122,7 +126,8 @@ async fn a_token_that_contradicts_the_session_is_refused_and_audited_without_the
     assert_eq!(told(&refused), (403, "tenant_mismatch".to_owned()));
     assert!(upstream.requests().is_empty());
     gateway.stop().await;
-    let trail = database.rows("SELECT event_type, category, tenant_id, result, to_jsonb(a)::text FROM audit_events a");
+    let trail = database
+        .rows("SELECT event_type, category, tenant_id, result, to_jsonb(a)::text FROM audit_events a");
     assert_eq!(trail.len(), 1);
     assert_eq!(trail[0][..4], ["security_violation", "security", "tn_other", "failure"]);
     assert!(!trail[0][4].contains(&other), "the token is not recorded");
@@ -146,7 +151,9 @@ fn key_pair(dir: &Path, arguments: &[&str]) -> (Vec<u8>, std::path::PathBuf) {
 async fn tokens_of_a_public_key_are_verified_by_its_pem_file() {
     let ec = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let rsa = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
-    for (algorithm, name, arguments) in [(Algorithm::ES256, "ES256", &ec[..]), (Algorithm::RS256, "RS256", &rsa[..])] {
+    for (algorithm, name, arguments) in
+        [(Algorithm::ES256, "ES256", &ec[..]), (Algorithm::RS256, "RS256", &rsa[..])]
+    {
         let dir = tempfile::tempdir().expect("a directory");
         let (private, public) = key_pair(dir.path(), arguments);
         let key = match algorithm {
@@ -154,18 +161,24 @@ async fn tokens_of_a_public_key_are_verified_by_its_pem_file() {
             _ => EncodingKey::from_rsa_pem(&private),
         };
         let signed = |claims: &Value| {
-            jsonwebtoken::encode(&Header::new(algorithm), claims, key.as_ref().expect("a key")).expect("a token")
+            jsonwebtoken::encode(&Header::new(algorithm), claims, key.as_ref().expect("a key"))
+                .expect("a token")
         };
         let source = format!(
             "{{ jwt = {{ claim = \"tenantId\", public_key_file = \"{}\", algorithm = \"{name}\" }} }}",
             public.display()
         );
         let (_upstream, database, gateway) = with_sources(&[source], "").await;
-        assert_eq!(gateway.ask(bearer(in_session("x"), &signed(&claims("tn_pem", 3600)))).await.status, 200, "{name}");
+        assert_eq!(
+            gateway.ask(bearer(in_session("x"), &signed(&claims("tn_pem", 3600)))).await.status,
+            200,
+            "{name}"
+        );
         // A public key is no HMAC secret: the classic confusion of algorithms.
         let confused = {
             let key = EncodingKey::from_secret(&std::fs::read(&public).expect("the public key"));
-            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims("tn_pem", 3600), &key).expect("a token")
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims("tn_pem", 3600), &key)
+                .expect("a token")
         };
         assert_eq!(gateway.ask(bearer(in_session("x"), &confused)).await.status, 401, "{name}");
         gateway.stop().await;
@@ -189,7 +202,10 @@ async fn fault_89_two_authorization_headers_or_one_joined_by_commas_are_refused(
 async fn fault_90_forwarding_headers_are_believed_only_from_trusted_proxies() {
     let (upstream, database, gateway) = gate().await;
     let forged = |path: &str| {
-        request("GET", path).header("x-forwarded-for", "6.6.6.6").header("x-real-ip", "6.6.6.6").header("x-forwarded-proto", "https")
+        request("GET", path)
+            .header("x-forwarded-for", "6.6.6.6")
+            .header("x-real-ip", "6.6.6.6")
+            .header("x-forwarded-proto", "https")
     };
     assert_eq!(gateway.ask(forged("/page")).await.status, 200);
     let seen = &upstream.requests()[0];
@@ -197,7 +213,10 @@ async fn fault_90_forwarding_headers_are_believed_only_from_trusted_proxies() {
     assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some("http"));
     assert_eq!(seen.header("x-real-ip"), None);
     gateway.stop().await;
-    let trusting = crate::harness::gateway(&upstream, &database).set("server.trusted_proxies", "127.0.0.0/8").start().await;
+    let trusting = crate::harness::gateway(&upstream, &database)
+        .set("server.trusted_proxies", "127.0.0.0/8")
+        .start()
+        .await;
     assert_eq!(trusting.ask(forged("/page")).await.status, 200);
     let seen = &upstream.requests()[1];
     assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("6.6.6.6, 127.0.0.1"));
@@ -205,7 +224,10 @@ async fn fault_90_forwarding_headers_are_believed_only_from_trusted_proxies() {
     let chat = crate::harness::batch("tn_ip", 1).header("x-forwarded-for", "6.6.6.6");
     assert_eq!(trusting.ask(chat).await.status, 200);
     trusting.stop().await;
-    assert_eq!(database.one("SELECT DISTINCT host(ip_address) FROM audit_events WHERE tenant_id = 'tn_ip'"), "6.6.6.6");
+    assert_eq!(
+        database.one("SELECT DISTINCT host(ip_address) FROM audit_events WHERE tenant_id = 'tn_ip'"),
+        "6.6.6.6"
+    );
 }
 
 #[tokio::test]
