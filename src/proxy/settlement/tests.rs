@@ -62,7 +62,8 @@ fn opened(core: &Arc<Core>) -> Settlement {
         inspected: Inspected::default(),
         message_chars: 0,
     };
-    Settlement::open(core.clone(), policy, route, subject, Arrival::now())
+    let hub = Hub::new(core.recorder.clone());
+    Settlement::open(core.clone(), hub, policy, route, subject, Arrival::now())
 }
 
 #[tokio::test]
@@ -93,9 +94,10 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     journal.close();
     let (_, journal) = core_in(data.path());
     let mut outcomes = Vec::new();
-    journal.replay(&mut |record| match record {
-        Record::Usage(event) => outcomes.push((event.outcome, event.tokens_consumed)),
-        _ => {}
+    journal.replay(&mut |record| {
+        if let Record::Usage(event) = record {
+            outcomes.push((event.outcome, event.tokens_consumed));
+        }
     });
     assert_eq!(outcomes, [(Outcome::Crashed, Some(0)), (Outcome::UpstreamError, Some(0))]);
 }

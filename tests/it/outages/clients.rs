@@ -231,6 +231,7 @@ async fn http2_with_socket(
     std::net::TcpStream,
 ) {
     let stream = tokio::net::TcpStream::connect(to).await.unwrap().into_std().unwrap();
+    stream.set_nodelay(true).unwrap();
     let socket = stream.try_clone().unwrap();
     let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
     let (sender, connection) =

@@ -133,14 +133,15 @@ fn journaled(data: &tempfile::TempDir) -> Vec<Record> {
 
 #[tokio::test]
 async fn a_count_that_comes_late_corrects_the_row_the_counter_and_the_quota_in_memory() {
-    // Long enough to be counted for longer than no time at all.
-    let long = "word ".repeat(20_000);
+    // A tenth of a second's work to count, so that it is not done when the answer ends.
+    let long = "word ".repeat(600_000);
     let upstream =
         Upstream::answering(move |_| answer(200).json(&json!({"reply": long, "sources": []}))).await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let begin = |database: &str| {
         gateway_to(&upstream.url(), database)
             .set("metering.count_wait", "0ms")
+            .set("metering.max_text_bytes", "4MiB")
             .config("[plans.trial]\ntokens_per_day = 1000000\n")
     };
     let away = begin(&format!("postgres://postgres@{nobody}/nowhere")).start().await;
@@ -164,7 +165,7 @@ async fn a_count_that_comes_late_corrects_the_row_the_counter_and_the_quota_in_m
     };
     let tokens = amendment.tokens_consumed;
     assert_eq!((amendment.event_id, amendment.token_source.as_str()), (event.event_id, "counted"));
-    assert!((20_000..=20_010).contains(&tokens), "{tokens}");
+    assert!((600_000..=600_010).contains(&tokens), "{tokens}");
     let left = 1_000_000 - tokens - 150;
     assert!(limits.contains(&format!("\"tokens_per_day\";r={left};")), "{limits}");
 
@@ -172,7 +173,7 @@ async fn a_count_that_comes_late_corrects_the_row_the_counter_and_the_quota_in_m
     let again = begin(&database.url()).data(data).start().await;
     let landed = rows(&database, "tn_late", 2).await;
     let sum =
-        "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day' AND settled > 20000";
+        "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day' AND settled > 600000";
     assert_eq!(json_rows(&database, sum, 1).await, [json!(tokens + 5)]);
     assert_eq!(landed.len(), 2);
     let row = &rows(&database, "tn_late", 2).await[0];

@@ -239,7 +239,7 @@ async fn fault_81_a_journal_that_another_process_holds_or_that_can_t_be_written_
 }
 
 #[tokio::test]
-async fn faults_86_87_and_95_what_can_t_work_ends_with_2_and_names_the_key() {
+async fn fault_86_87_95_what_can_t_work_ends_with_2_and_names_the_key() {
     let (upstream, database) = (Upstream::start().await, shared().database());
     let data = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
