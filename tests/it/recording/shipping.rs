@@ -139,9 +139,10 @@ async fn retries_wait_longer_each_time_up_to_five_seconds() {
     let shipping = Shipping::start(config(dir.path()), &sink);
     shipping.recorder.record(one(usage(1))).await;
     sink.until(|sink| sink.calls() >= 14).await;
+    // There may be more: paused time runs on whenever only the writer's thread has something to do.
     let waits: Vec<Duration> = times.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect();
     for (tries, wait) in waits.iter().enumerate() {
-        let full = Duration::from_millis(50 << tries).min(Duration::from_secs(5));
+        let full = Duration::from_millis(50 << tries.min(7)).min(Duration::from_secs(5));
         let slack = Duration::from_millis(2);
         assert!(*wait + slack >= full / 2 && *wait <= full + slack, "try {tries}: {wait:?} of {full:?}");
     }
