@@ -18,7 +18,7 @@ use tollgate::telemetry::Metrics;
 use tollgate::tenant::{self, Answer, Directory, SourceError, TenantSource};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const EXCHANGE: Amounts = Amounts { tokens: 150, api_calls: 1, chat_messages: 1, embeddings: 0 };
 

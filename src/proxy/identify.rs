@@ -36,7 +36,7 @@ pub(crate) struct Rules {
 
 #[derive(Debug)]
 enum Source {
-    Jwt(Verifier),
+    Jwt(Box<Verifier>),
     /// A session id at a pointer, and the look-up of its tenant.
     Session {
         at: usize,
@@ -112,7 +112,7 @@ impl Rules {
         };
         for source in &config.sources {
             sources.push(match source {
-                SourceConfig::Jwt { claim, key } => Source::Jwt(verifier(claim, key)?),
+                SourceConfig::Jwt { claim, key } => Source::Jwt(Box::new(verifier(claim, key)?)),
                 SourceConfig::Session { json, query } => {
                     Source::Session { at: point(json), query: query.clone() }
                 }

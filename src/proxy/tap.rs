@@ -111,10 +111,8 @@ impl Tap {
                         Some(read) => read,
                         None => ready!(poll_frame_within(&mut self.upstream, &mut self.idle, cx)),
                     };
-                    if let Some(Ok(frame)) = &frame {
-                        if let Some(data) = frame.data_ref() {
-                            settlement.observe(data);
-                        }
+                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+                        settlement.observe(data);
                     }
                     let outcome = match &frame {
                         Some(Ok(passing)) if passing.is_data() && !self.upstream.is_end_stream() => {

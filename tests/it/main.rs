@@ -1,4 +1,5 @@
 //! The integration tests: one binary, real parts.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod admin;
 mod architecture;

@@ -115,7 +115,7 @@ impl Run {
             Step::Append { records, together } => {
                 let (recorder, _) = self.open.as_ref().unwrap();
                 let numbers = self.model.next..self.model.next + u64::from(records);
-                let record = |n: u64| if n % 3 == 0 { audit(n) } else { usage(n) };
+                let record = |n: u64| if n.is_multiple_of(3) { audit(n) } else { usage(n) };
                 let receipts: Vec<_> = if together {
                     vec![recorder.record(numbers.clone().map(record).collect())]
                 } else {
