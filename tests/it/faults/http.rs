@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{answer_to, gate, gate_with, no_rows, refusal_of, status_of};
-use crate::harness::{batch, batch_answer, gateway, request, within, Step, Upstream, answer};
+use crate::harness::{Step, Upstream, answer, batch, batch_answer, gateway, request, within};
 use crate::postgres::shared;
 
 const CHAT: &str = "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_fault\r\n";
@@ -41,7 +41,11 @@ async fn fault_01_length_and_chunks_together_are_never_both_forwarded() {
         for framing in [format!("{length}{chunked}"), format!("{chunked}{length}")] {
             // By the length, what follows its three bytes would be the next request.
             let body = "\r\n2\r\n{}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-            assert_eq!(refusal_of(&gateway, format!("{head}{framing}{body}")).await, 200, "chunks win, then close");
+            assert_eq!(
+                refusal_of(&gateway, format!("{head}{framing}{body}")).await,
+                200,
+                "chunks win, then close"
+            );
         }
     }
     let seen = upstream.requests();
@@ -57,7 +61,11 @@ async fn fault_01_length_and_chunks_together_are_never_both_forwarded() {
 
 #[tokio::test]
 async fn fault_02_two_different_lengths_are_refused() {
-    refused_whole(&["content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "content-length: 2, 3\r\n\r\n{}"], &[400]).await;
+    refused_whole(
+        &["content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "content-length: 2, 3\r\n\r\n{}"],
+        &[400],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -208,9 +216,15 @@ async fn fault_09_an_absolute_target_stands_before_the_host_header_for_both_ends
     let chat = chat.replacen("/api/widget/chat", "http://shop.example/api/widget/chat", 1);
     assert_eq!(status_of(&gateway, chat.as_bytes()).await, Some(200));
     let seen: Vec<_> = upstream.requests();
-    assert_eq!((seen[0].target(), seen[0].header("host").as_deref()), ("/page?x=1", Some("shop.example:8080")));
+    assert_eq!(
+        (seen[0].target(), seen[0].header("host").as_deref()),
+        ("/page?x=1", Some("shop.example:8080"))
+    );
     assert_eq!(seen[0].header("x-forwarded-host").as_deref(), Some("shop.example:8080"));
-    assert_eq!((seen[1].target(), seen[1].header("host").as_deref()), ("/api/widget/chat", Some("shop.example")));
+    assert_eq!(
+        (seen[1].target(), seen[1].header("host").as_deref()),
+        ("/api/widget/chat", Some("shop.example"))
+    );
     gateway.stop().await;
     assert_eq!(database.one("SELECT tenant_id FROM tenant_usage_realtime"), "tn_absolute");
 }
@@ -275,7 +289,11 @@ async fn fault_13_a_switch_of_protocols_that_nobody_asked_for_is_a_bad_gateway()
     assert_eq!(gateway.ask(request("GET", "/page")).await.status, 502);
     let asking = batch("tn_switch", 1).header("connection", "upgrade").header("upgrade", "x");
     for chat in [batch("tn_switch", 1), asking] {
-        assert_eq!(gateway.ask(chat).await.status, 502, "what is metered is never switched, asked for or not");
+        assert_eq!(
+            gateway.ask(chat).await.status,
+            502,
+            "what is metered is never switched, asked for or not"
+        );
     }
     gateway.stop().await;
     let rows = database.rows("SELECT outcome, api_status_code, tokens_consumed FROM tenant_usage_realtime");
@@ -286,7 +304,11 @@ async fn fault_13_a_switch_of_protocols_that_nobody_asked_for_is_a_bad_gateway()
 async fn fault_14_connect_and_trace_and_an_asterisk_are_refused() {
     let glued = "GET /glued HTTP/1.1\r\nhost: a\r\n\r\n";
     let ask = |line: &str| format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n{glued}");
-    refused_each(["CONNECT a:443", "CONNECT /api/widget/chat", "TRACE /", "TRACE /api/widget/chat"].map(ask), &[400, 405]).await;
+    refused_each(
+        ["CONNECT a:443", "CONNECT /api/widget/chat", "TRACE /", "TRACE /api/widget/chat"].map(ask),
+        &[400, 405],
+    )
+    .await;
     refused_each(["GET *", "POST *", "GET a:443"].map(ask), &[400]).await;
 }
 
@@ -318,10 +340,17 @@ async fn fault_15_trailers_never_become_headers() {
         assert_eq!(seen.header("x-tenant-id").as_deref(), Some("tn_fault"));
         assert_eq!((seen.header("authorization"), seen.body.as_slice()), (None, body.as_bytes()));
         let smuggled = |name: &str| seen.trailers.iter().any(|line| line.name.eq_ignore_ascii_case(name));
-        assert!(!["host", "authorization", "content-length", "x-tenant-id"].into_iter().any(smuggled), "{:?}", seen.trailers);
+        assert!(
+            !["host", "authorization", "content-length", "x-tenant-id"].into_iter().any(smuggled),
+            "{:?}",
+            seen.trailers
+        );
     }
     gateway.stop().await;
-    assert_eq!(database.one("SELECT string_agg(DISTINCT tenant_id, ',') FROM tenant_usage_realtime"), "tn_fault");
+    assert_eq!(
+        database.one("SELECT string_agg(DISTINCT tenant_id, ',') FROM tenant_usage_realtime"),
+        "tn_fault"
+    );
 }
 
 #[tokio::test]
@@ -410,5 +439,8 @@ async fn fault_57_pipelined_requests_are_answered_in_order_with_a_row_each() {
     }
     drop(client);
     gateway.stop().await;
-    assert_eq!(database.one("SELECT count(*) || ' ' || sum(tokens_consumed) FROM tenant_usage_realtime"), "4 10");
+    assert_eq!(
+        database.one("SELECT count(*) || ' ' || sum(tokens_consumed) FROM tenant_usage_realtime"),
+        "4 10"
+    );
 }
