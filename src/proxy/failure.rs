@@ -121,11 +121,16 @@ impl Failure {
         }
     }
 
-    /// Whether the rest of the client's body is unread, so that its connection can't go on.
-    pub(crate) fn leaves_body_unread(&self) -> bool {
+    /// Whether the client's connection ends with the answer: the rest of its body is unread, or what follows it need
+    /// not be a request (after a CONNECT it may be anything).
+    pub(crate) fn ends_connection(&self) -> bool {
         matches!(
             self,
-            Failure::BodyBroken | Failure::BodyTimeout | Failure::BodyTooLarge { .. } | Failure::Malformed(_)
+            Failure::BodyBroken
+                | Failure::BodyTimeout
+                | Failure::BodyTooLarge { .. }
+                | Failure::Malformed(_)
+                | Failure::MethodRefused
         )
     }
 }

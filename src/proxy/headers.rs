@@ -159,7 +159,8 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     id
 }
 
-/// What makes a request one that must not be forwarded: a missing, repeated or malformed `Host` (RFC 9112 §3.2).
+/// What makes a request one that must not be forwarded: a missing, repeated or malformed `Host` (RFC 9112 §3.2), or
+/// a target that says it no better.
 pub(crate) fn check_host(
     version: Version,
     target: &http::Uri,
@@ -170,13 +171,53 @@ pub(crate) fn check_host(
     if hosts.next().is_some() {
         return Err("the Host header is repeated");
     }
+    if target.authority().is_some_and(|authority| !is_host(authority)) {
+        return Err("the request target's host is malformed");
+    }
     match first {
         None if version == Version::HTTP_11 => Err("the Host header is missing"),
         None => Ok(()),
         Some(host) if host.is_empty() && target.authority().is_none() => Ok(()),
-        Some(host) => {
-            uri::Authority::try_from(host.as_bytes()).map(|_| ()).map_err(|_| "the Host header is malformed")
+        Some(host) => match uri::Authority::try_from(host.as_bytes()) {
+            Ok(host) if is_host(&host) => Ok(()),
+            _ => Err("the Host header is malformed"),
+        },
+    }
+}
+
+/// Whether it is a host and perhaps a port: an authority may hold a user and anything for a port.
+fn is_host(authority: &uri::Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    rest.is_some_and(|rest| match rest.strip_prefix(':') {
+        Some(port) => {
+            port.is_empty() || port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
         }
+        None => rest.is_empty(),
+    })
+}
+
+/// Takes the host from the target, where it stands there: it comes before the `Host` header (RFC 9112 §3.2.2), and in
+/// HTTP/2 it may be all there is (RFC 9113 §8.3.1). The service behind gets it in the header, and no other.
+pub(crate) fn take_host(headers: &mut HeaderMap, target: &http::Uri) {
+    let host = target.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
+}
+
+/// Takes out of `Trailer` what only a head may say: who calls, where to, how long the message is. Trailers that are
+/// not announced are not forwarded, so a service that merges them into the headers finds none of these.
+pub(crate) fn restrict_trailers(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
+    let announced = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
+    let announced: Vec<HeaderName> =
+        announced.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+    let allowed = |name: &&HeaderName| !is_end_to_end(name) && !tenant_headers.contains(name);
+    if announced.iter().all(|name| allowed(&name)) {
+        return;
+    }
+    headers.remove(header::TRAILER);
+    for name in announced.iter().filter(allowed) {
+        headers.append(header::TRAILER, name.clone().into());
     }
 }
 
@@ -260,7 +301,20 @@ mod tests {
         assert!(check(&map(&[("host", "a.example:80")])).is_ok());
         assert!(check(&map(&[])).is_err());
         assert!(check(&map(&[("host", "a"), ("host", "a")])).is_err());
-        assert!(check(&map(&[("host", "a b")])).is_err());
+        for bad in ["a b", "user@a", "a@a", "a:b", "a:99999", "a:+1", "[::1", "a/b"] {
+            assert!(check(&map(&[("host", bad)])).is_err(), "{bad}");
+        }
+        for good in ["a", "a:", "a:65535", "[::1]:80", "127.0.0.1", ""] {
+            assert!(check(&map(&[("host", good)])).is_ok(), "{good}");
+        }
         assert!(check_host(Version::HTTP_10, &target, &map(&[])).is_ok());
+    }
+
+    #[test]
+    fn fault_15_a_trailer_cannot_say_what_only_a_head_may() {
+        let tenant = HeaderName::from_static("x-tenant-id");
+        let mut headers = map(&[("trailer", "X-Tenant-Id, x-sum"), ("trailer", "authorization,,x-more")]);
+        restrict_trailers(&mut headers, &[tenant]);
+        assert_eq!(headers, map(&[("trailer", "x-sum"), ("trailer", "x-more")]));
     }
 }

@@ -259,6 +259,10 @@ fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejectio
     Ok(first.map(|(_, value)| value.into_owned()))
 }
 
+fn is_bearer(credentials: &str) -> bool {
+    credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+}
+
 fn verifier(claim: &str, key: &JwtKey) -> Result<Verifier, String> {
     let (key, algorithm) = match key {
         JwtKey::Hs256 { secret, .. } => {
@@ -297,7 +301,9 @@ impl Verifier {
         let Ok(value) = value.to_str() else { return Err(invalid) };
         let Some((scheme, token)) = value.trim().split_once(' ') else { return Err(invalid) };
         if !scheme.eq_ignore_ascii_case("bearer") {
-            return Ok(None);
+            // Two credentials in one line: which of them the service behind goes by is not for us to guess.
+            let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
+            return if joined { Err(invalid) } else { Ok(None) };
         }
         let Some(key) = &self.key else { return Err(invalid) };
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);

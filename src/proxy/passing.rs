@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use super::body::{Body, ClientFault, RequestBody};
 use super::core::Policy;
 use super::failure::Failure;
-use super::headers::remove_hop_by_hop;
+use super::headers::{remove_hop_by_hop, restrict_trailers};
 use super::pause::Idle;
 use super::upstream::Upstream;
 
@@ -47,6 +47,7 @@ pub(crate) async fn pass(
 /// Makes a request's headers fit for the next hop.
 pub(crate) fn prepare(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
     remove_hop_by_hop(headers, tenant_headers);
+    restrict_trailers(headers, tenant_headers);
     // The server half answers `100 Continue` itself when the body is asked for.
     headers.remove(header::EXPECT);
 }

@@ -20,7 +20,7 @@ use super::body::{Body, RequestBody};
 use super::core::Core;
 use super::exchange::Exchange;
 use super::failure::{Failure, Side};
-use super::headers::{check_host, request_id, set_forwarding};
+use super::headers::{check_host, request_id, set_forwarding, take_host};
 use super::passing::pass;
 use super::reply::reply;
 use super::settlement::Arrival;
@@ -136,6 +136,7 @@ impl Worker {
         }
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
+        take_host(&mut head.headers, &head.uri);
         let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
@@ -185,6 +186,9 @@ fn check(request: &Request<Incoming>) -> Result<(), Failure> {
     let method = request.method();
     if method == Method::CONNECT || method == Method::TRACE {
         return Err(Failure::MethodRefused);
+    }
+    if request.uri().authority().is_some() && request.uri().scheme().is_none() {
+        return Err(Failure::Malformed("only CONNECT may ask for a bare host"));
     }
     if request.uri().path() == "*" && method != Method::OPTIONS {
         return Err(Failure::Malformed("only OPTIONS may ask for *"));

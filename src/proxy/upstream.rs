@@ -111,14 +111,13 @@ impl Upstream {
         Uri::from_parts(parts).map_err(|_| Failure::Malformed("the request target is malformed"))
     }
 
-    /// HTTP/2 names the host in `:authority`, HTTP/1.0 may not name it at all; the upstream is spoken to in
-    /// HTTP/1.1 and needs one. Cookies that HTTP/2 split are joined (RFC 9113 §8.2.3).
+    /// HTTP/1.0 may name no host; the upstream is spoken to in HTTP/1.1 and needs one. Cookies that HTTP/2 split are
+    /// joined (RFC 9113 §8.2.3).
     fn set_host(&self, request: &mut Request<RequestBody>) {
-        if !request.headers().contains_key(header::HOST) {
-            let host = request.uri().authority().unwrap_or(&self.authority).as_str();
-            if let Ok(host) = HeaderValue::from_str(host) {
-                request.headers_mut().insert(header::HOST, host);
-            }
+        if !request.headers().contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(self.authority.as_str())
+        {
+            request.headers_mut().insert(header::HOST, host);
         }
         if request.version() == Version::HTTP_2 {
             let headers = request.headers_mut();

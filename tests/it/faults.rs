@@ -37,6 +37,19 @@ async fn answer_to(client: &mut Client) -> Option<u16> {
         .map(|response| response.status)
 }
 
+/// The status that raw bytes are refused with. The connection must be closed after it, whatever was glued on.
+async fn refusal_of(gateway: &TestGateway, bytes: impl AsRef<[u8]>) -> u16 {
+    let shown = || String::from_utf8_lossy(&bytes.as_ref()[..bytes.as_ref().len().min(200)]).into_owned();
+    let mut client = gateway.connect().await;
+    client.send(bytes.as_ref()).await;
+    let refused = within("a refusal or the end", client.try_read_response()).await;
+    let refused = refused.unwrap_or_else(|| panic!("closed without a word: {:?}", shown()));
+    assert_eq!(refused.header("connection"), Some("close"), "after {} to {:?}", refused.status, shown());
+    let rest = within("the connection is closed after the refusal", client.read_to_end()).await;
+    assert!(rest.is_empty(), "more than the refusal to {:?}: {}", shown(), String::from_utf8_lossy(&rest));
+    refused.status
+}
+
 /// No usage row was written: what was refused before its tenant was known leaves none.
 async fn no_rows(database: &Database<'_>, gateway: TestGateway) {
     gateway.stop().await;

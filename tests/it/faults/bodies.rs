@@ -4,71 +4,102 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use super::{gate, gate_with, no_rows, status_of};
+use super::{gate, gate_with, no_rows, refusal_of};
 use crate::harness::{Client, answer, batch_answer, request, within};
 
 fn post(body: impl AsRef<[u8]>) -> crate::harness::RequestText {
     request("POST", "/api/widget/chat").header("content-type", "application/json").body(body)
 }
 
+const CHAT: &str = "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_big\r\n";
+
 #[tokio::test]
 async fn fault_18_a_declared_length_over_the_limit_is_refused_before_it_is_read() {
     let (upstream, database, gateway) = gate().await;
-    let head = "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_big\r\ncontent-length: 50000000\r\n\r\n";
-    assert_eq!(status_of(&gateway, head.as_bytes()).await, Some(413));
-    assert!(upstream.requests().is_empty());
+    for length in ["50000000", "18446744073709551613"] {
+        assert_eq!(
+            refusal_of(&gateway, format!("{CHAT}content-length: {length}\r\n\r\n")).await,
+            413,
+            "{length}"
+        );
+    }
+    let mut client = gateway.connect().await;
+    client.send(format!("{CHAT}expect: 100-continue\r\ncontent-length: 50000000\r\n\r\n")).await;
+    let refused = within("a refusal", client.read_response()).await;
+    assert_eq!((refused.status, refused.interim), (413, vec![]), "the client is not told to go on");
+    assert_eq!(upstream.connections(), 0);
     no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_told_to_send_its_body_is_told() {
+    let (upstream, database, gateway) = gate().await;
+    let body = r#"{"messages": [{"query": "a"}]}"#;
+    for head in [CHAT, "POST /elsewhere HTTP/1.1\r\nhost: a\r\n"] {
+        let mut client = gateway.connect().await;
+        client.send(format!("{head}expect: 100-continue\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+        assert_eq!(client.read_bytes(25).await, b"HTTP/1.1 100 Continue\r\n\r\n");
+        client.send(body).await;
+        assert_eq!(client.read_response().await.status, 200);
+    }
+    let seen = upstream.requests();
+    assert!(seen.iter().all(|seen| seen.body == body.as_bytes() && seen.header("expect").is_none()));
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "1");
 }
 
 #[tokio::test]
 async fn fault_19_a_chunked_body_over_the_limit_is_refused_on_the_way() {
     let (upstream, database, gateway) = gate().await;
-    let mut client = gateway.connect().await;
-    client.send("POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_big\r\ntransfer-encoding: chunked\r\n\r\n").await;
     let chunk = [format!("{:x}\r\n", 1 << 18).as_bytes(), &vec![b' '; 1 << 18], b"\r\n"].concat();
-    for _ in 0..8 {
-        client.try_send(chunk.clone()).await;
-    }
-    let refused = within("a refusal", client.read_response()).await;
-    assert_eq!((refused.status, refused.json()["code"].clone()), (413, json!("body_too_large")));
-    assert!(upstream.requests().is_empty());
-    drop(client);
+    let endless = [format!("{CHAT}transfer-encoding: chunked\r\n\r\n").as_bytes(), &chunk.repeat(5)].concat();
+    assert_eq!(refusal_of(&gateway, endless).await, 413);
+    assert_eq!(upstream.connections(), 0);
+    assert_eq!(gateway.metric("tollgate_replies_total{code=\"body_too_large\"}").await, 1.0);
     no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
 async fn fault_20_a_truncated_body_never_becomes_a_whole_request() {
     let (upstream, database, gateway) = gate().await;
-    for path in ["/api/widget/chat", "/elsewhere"] {
-        let mut client: Client = gateway.connect().await;
-        client
-            .send(format!(
-                "POST {path} HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_cut\r\ncontent-length: 100\r\n\r\n{{"
-            ))
-            .await;
-        client.finish().await;
-        let status =
-            within("an answer or the end", client.try_read_response()).await.map(|response| response.status);
-        assert!(matches!(status, None | Some(400)), "{path}: {status:?}");
+    for head in ["POST /elsewhere HTTP/1.1\r\nhost: a\r\n", CHAT] {
+        for body in ["content-length: 100\r\n\r\n{", "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"] {
+            let mut client: Client = gateway.connect().await;
+            client.send(format!("{head}{body}")).await;
+            client.finish().await;
+            let answered = within("an answer or the end", client.try_read_response()).await;
+            let status = answered.map(|response| response.status);
+            assert!(matches!(status, None | Some(400)), "{head}{body}: {status:?}");
+        }
+    }
+    assert!(upstream.connections() <= 2, "nothing of the metered ones");
+    if upstream.connections() > 0 {
+        upstream.all_closed().await;
     }
     assert!(upstream.requests().iter().all(|seen| !seen.complete));
     no_rows(&database, gateway).await;
 }
 
+/// What names a tenant only to one parser or the other, or to none.
+const DOUBTFUL: [&[u8]; 12] = [
+    b"{not json",
+    b"{\"tenantId\": \"tn_x\"",
+    b"{\"tenantId\": \"tn_\xff\"}",
+    b"\xef\xbb\xbf{\"tenantId\": \"tn_x\"}",
+    b"{\"tenantId\": \"tn_x\", \"a\": \"\\ud800\"}",
+    b"{\"tenantId\": \"tn_x\", \"a\": 1e999}",
+    b"{\"tenantId\": \"tn_x\"} {}",
+    b"{\"tenantId\": \"tn_x\",}",
+    b"{'tenantId': 'tn_x'}",
+    b"tenantId=tn_x",
+    b"",
+    b"[]",
+];
+
 #[tokio::test]
 async fn fault_21_a_body_that_two_parsers_could_read_differently_names_nobody() {
     let (upstream, database, gateway) = gate().await;
-    let bodies: [&[u8]; 8] = [
-        b"{not json",
-        b"{\"tenantId\": \"tn_x\"",
-        b"{\"tenantId\": \"tn_\xff\"}",
-        b"\xef\xbb\xbf{\"tenantId\": \"tn_x\"}",
-        b"{\"tenantId\": \"tn_x\", \"a\": \"\\ud800\"}",
-        b"{\"tenantId\": \"tn_x\"} {}",
-        b"",
-        b"[]",
-    ];
-    for body in bodies {
+    for body in DOUBTFUL {
         let response = gateway.ask(post(body)).await;
         assert_eq!(
             (response.status, response.json()["code"].clone()),
@@ -76,18 +107,21 @@ async fn fault_21_a_body_that_two_parsers_could_read_differently_names_nobody() 
             "{body:?}"
         );
     }
-    assert!(upstream.requests().is_empty());
+    assert_eq!(upstream.connections(), 0);
     no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
 async fn fault_21_where_the_body_is_not_needed_it_is_forwarded_unchanged() {
     let (upstream, database, gateway) = gate().await;
-    let body = b"{not json \xff";
-    assert_eq!(gateway.ask(post(body).header("x-tenant-id", "tn_odd")).await.status, 200);
-    assert_eq!(upstream.requests()[0].body, body);
+    for body in DOUBTFUL {
+        assert_eq!(gateway.ask(post(body).header("x-tenant-id", "tn_odd")).await.status, 200, "{body:?}");
+    }
+    let forwarded: Vec<_> = upstream.requests().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(forwarded, DOUBTFUL);
     gateway.stop().await;
-    assert_eq!(database.one("SELECT tokens_consumed FROM tenant_usage_realtime"), "7");
+    let rows = database.rows("SELECT DISTINCT tenant_id, tokens_consumed FROM tenant_usage_realtime");
+    assert_eq!(rows, [["tn_odd", "7"]]);
 }
 
 #[tokio::test]
@@ -109,29 +143,59 @@ async fn fault_23_of_two_keys_the_last_one_counts_as_in_the_service() {
     assert_eq!(database.one("SELECT string_agg(tenant_id, ',') FROM tenant_usage_realtime"), "tn_last");
 }
 
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(plain).expect("memory");
+    encoder.finish().expect("memory")
+}
+
 #[tokio::test]
 async fn fault_24_an_encoded_body_is_read_on_the_side_and_forwarded_as_it_came() {
     let (upstream, database, gateway) = gate().await;
-    let plain = br#"{"tenantId": "tn_gzip", "messages": [{"query": "a"}, {"query": "b"}]}"#;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(plain).expect("memory");
-    let gzipped = encoder.finish().expect("memory");
-    assert_eq!(gateway.ask(post(&gzipped).header("content-encoding", "gzip")).await.status, 200);
-    let seen = &upstream.requests()[0];
-    assert_eq!((seen.body.as_slice(), seen.header("content-encoding").as_deref()), (&*gzipped, Some("gzip")));
-    let unknown = gateway.ask(post(plain).header("content-encoding", "compress")).await;
-    assert_eq!((unknown.status, unknown.json()["code"].clone()), (415, json!("unsupported_encoding")));
-    let corrupt = gateway.ask(post(plain).header("content-encoding", "gzip")).await;
-    assert_eq!(corrupt.status, 415);
-    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    bomb.write_all(&vec![b' '; 50_000_000]).expect("memory");
-    let bomb = gateway.ask(post(bomb.finish().expect("memory")).header("content-encoding", "gzip")).await;
-    assert_eq!(bomb.status, 413);
+    let plain = br#"{"tenantId": "tn_coded", "messages": [{"query": "a"}, {"query": "b"}]}"#;
+    let mut brotli = Vec::new();
+    brotli::BrotliCompress(&mut &plain[..], &mut brotli, &Default::default()).expect("memory");
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    deflate.write_all(plain).expect("memory");
+    let coded = [
+        ("gzip", gzip(plain)),
+        ("x-gzip", gzip(plain)),
+        ("deflate", deflate.finish().expect("memory")),
+        ("br", brotli),
+        ("zstd", zstd::encode_all(&plain[..], 0).expect("memory")),
+        ("identity", plain.to_vec()),
+    ];
+    for (coding, body) in &coded {
+        assert_eq!(gateway.ask(post(body).header("content-encoding", coding)).await.status, 200, "{coding}");
+    }
+    let seen: Vec<_> =
+        upstream.requests().iter().map(|seen| (seen.header("content-encoding"), seen.body.clone())).collect();
+    assert_eq!(seen, coded.map(|(coding, body)| (Some(coding.to_owned()), body)));
     gateway.stop().await;
-    assert_eq!(
-        database.one("SELECT tenant_id || ' ' || chat_messages FROM tenant_usage_realtime"),
-        "tn_gzip 2"
-    );
+    let rows =
+        database.rows("SELECT tenant_id, chat_messages, count(*) FROM tenant_usage_realtime GROUP BY 1, 2");
+    assert_eq!(rows, [["tn_coded", "2", "6"]]);
+}
+
+#[tokio::test]
+async fn fault_24_a_body_that_cannot_be_decoded_within_bounds_is_refused() {
+    let (upstream, database, gateway) = gate().await;
+    let plain = br#"{"tenantId": "tn_coded"}"#;
+    let half = &gzip(plain)[..20];
+    let cases: [(&str, &[u8], u16, &str); 6] = [
+        ("compress", plain, 415, "unsupported_encoding"),
+        ("gzip", plain, 415, "unsupported_encoding"),
+        ("gzip", half, 415, "unsupported_encoding"),
+        ("gzip\r\ncontent-encoding: gzip", &gzip(plain), 415, "unsupported_encoding"),
+        ("gzip", &gzip(&vec![b' '; 50_000_000]), 413, "body_too_large"),
+        ("gzip", &gzip(&gzip(&vec![b' '; 50_000_000])), 400, "tenant_unidentified"),
+    ];
+    for (coding, body, status, code) in cases {
+        let refused = gateway.ask(post(body).header("content-encoding", coding)).await;
+        assert_eq!((refused.status, refused.json()["code"].clone()), (status, json!(code)), "{coding}");
+    }
+    assert_eq!(upstream.connections(), 0);
+    no_rows(&database, gateway).await;
 }
 
 #[tokio::test]

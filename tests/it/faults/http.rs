@@ -2,35 +2,55 @@
 
 use serde_json::json;
 
-use super::{answer_to, gate, no_rows, status_of};
+use super::{answer_to, gate, gate_with, no_rows, refusal_of, status_of};
 use crate::harness::{Step, Upstream, answer, batch, batch_answer, gateway, request, within};
 use crate::postgres::shared;
 
 const CHAT: &str = "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_fault\r\n";
 
-/// Requests that must be refused, on the metered route and off it, with nothing reaching the upstream.
-async fn refused_whole(cases: &[&str], statuses: &[u16]) {
+const ELSEWHERE: &str = "POST /elsewhere HTTP/1.1\r\nhost: a\r\n";
+
+/// Requests that must be refused, on the metered route and off it, each followed by a whole request on the same
+/// connection: not even a connection to the upstream is made, and all that is left of them is a counter.
+async fn refused_whole(rests: &[&str], statuses: &[u16]) {
+    let requests: Vec<_> =
+        rests.iter().flat_map(|rest| [CHAT, ELSEWHERE].map(|head| format!("{head}{rest}"))).collect();
+    let glued = "GET /glued HTTP/1.1\r\nhost: a\r\n\r\n";
+    refused_each(requests.iter().map(|request| format!("{request}{glued}")), statuses).await;
+}
+
+async fn refused_each(requests: impl IntoIterator<Item = impl AsRef<[u8]>>, statuses: &[u16]) {
     let (upstream, database, gateway) = gate().await;
-    for case in cases {
-        for head in [CHAT, "POST /elsewhere HTTP/1.1\r\nhost: a\r\n"] {
-            let status = status_of(&gateway, format!("{head}{case}").as_bytes()).await;
-            assert!(status.is_none_or(|status| statuses.contains(&status)), "{case:?}: {status:?}");
-        }
+    let mut count = 0.0;
+    for request in requests {
+        let status = refusal_of(&gateway, &request).await;
+        let shown = &request.as_ref()[..request.as_ref().len().min(200)];
+        assert!(statuses.contains(&status), "{status} for {:?}", String::from_utf8_lossy(shown));
+        count += 1.0;
     }
-    let reached: Vec<_> = upstream.requests().into_iter().filter(|seen| seen.complete).collect();
-    assert!(reached.is_empty(), "{:?}", reached.first().map(|seen| &seen.head));
+    assert_eq!(upstream.connections(), 0, "nothing reaches the upstream");
+    gateway.until_metric("tollgate_bad_requests_total", count).await;
     no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
 async fn fault_01_length_and_chunks_together_are_never_both_forwarded() {
     let (upstream, _database, gateway) = gate().await;
-    let both = "content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
-    for head in [CHAT, "POST /elsewhere HTTP/1.1\r\nhost: a\r\n"] {
-        let status = status_of(&gateway, format!("{head}{both}").as_bytes()).await;
-        assert!(matches!(status, None | Some(200 | 400)), "{status:?}");
+    let (length, chunked) = ("content-length: 3\r\n", "transfer-encoding: chunked\r\n");
+    for head in [CHAT, ELSEWHERE] {
+        for framing in [format!("{length}{chunked}"), format!("{chunked}{length}")] {
+            // By the length, what follows its three bytes would be the next request.
+            let body = "\r\n2\r\n{}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+            assert_eq!(
+                refusal_of(&gateway, format!("{head}{framing}{body}")).await,
+                200,
+                "chunks win, then close"
+            );
+        }
     }
-    for seen in upstream.requests() {
+    let seen = upstream.requests();
+    assert_eq!(seen.len(), 4);
+    for seen in seen {
         let lengths = seen.headers().iter().filter(|h| h.name.eq_ignore_ascii_case("content-length")).count();
         let chunked = seen.header("transfer-encoding").is_some();
         assert!(lengths + usize::from(chunked) == 1, "{}", seen.head);
@@ -50,14 +70,29 @@ async fn fault_02_two_different_lengths_are_refused() {
 
 #[tokio::test]
 async fn fault_03_a_length_that_is_no_number_is_refused() {
-    let bad = ["+10", "0xa", "-1", "", "99999999999999999999999", "1 0"];
+    let bad = ["+10", "0xa", "-1", "", "99999999999999999999999", "1 0", "2, 2"];
     let cases: Vec<_> = bad.iter().map(|length| format!("content-length: {length}\r\n\r\n{{}}")).collect();
     refused_whole(&cases.iter().map(String::as_str).collect::<Vec<_>>(), &[400]).await;
 }
 
 #[tokio::test]
 async fn fault_04_a_transfer_encoding_other_than_chunked_is_refused() {
-    let bad = ["xchunked", "gzip", "chunked, identity", "chunked, chunked", "identity"];
+    let bad = [
+        "xchunked",
+        "gzip",
+        "gzip, chunked",
+        "chunked, identity",
+        "chunked, chunked",
+        ", chunked",
+        "chunked,",
+        "chunked;q=1",
+        "\"chunked\"",
+        "identity",
+        "",
+        "chunked\r\ntransfer-encoding: chunked",
+        "gzip\r\ntransfer-encoding: chunked",
+        "chunked\r\ntransfer-encoding: identity",
+    ];
     let cases: Vec<_> =
         bad.iter().map(|te| format!("transfer-encoding: {te}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n")).collect();
     refused_whole(&cases.iter().map(String::as_str).collect::<Vec<_>>(), &[400, 501]).await;
@@ -65,91 +100,164 @@ async fn fault_04_a_transfer_encoding_other_than_chunked_is_refused() {
 
 #[tokio::test]
 async fn fault_05_odd_space_around_the_colon_is_refused() {
-    let cases = [
-        "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
-        "transfer-encoding\u{b}: chunked\r\n\r\n0\r\n\r\n",
-        "transfer-encoding: \u{b}chunked\r\n\r\n0\r\n\r\n",
-        "transfer-encoding: \u{c}chunked\r\n\r\n0\r\n\r\n",
-        "transfer-encoding\0: chunked\r\n\r\n0\r\n\r\n",
+    let odd = [
+        "transfer-encoding : chunked",
+        "transfer-encoding\t: chunked",
+        "transfer-encoding\u{b}: chunked",
+        "transfer-encoding\u{c}: chunked",
+        "transfer-encoding\0: chunked",
+        "transfer-encoding: \u{b}chunked",
+        "transfer-encoding: \u{c}chunked",
+        "transfer-encoding: \0chunked",
+        "transfer-encoding: chunked\u{b}",
+        " transfer-encoding: chunked",
     ];
-    refused_whole(&cases, &[400, 501]).await;
+    let cases: Vec<_> = odd.iter().map(|line| format!("{line}\r\n\r\n0\r\n\r\n")).collect();
+    refused_whole(&cases.iter().map(String::as_str).collect::<Vec<_>>(), &[400, 501]).await;
 }
 
 #[tokio::test]
 async fn fault_06_chunks_in_http_1_0_are_refused() {
+    let request = |path: &str| {
+        format!("POST {path} HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n")
+    };
+    refused_each([request("/api/widget/chat"), request("/elsewhere")], &[400]).await;
+}
+
+/// Chunks that no parser may read, each after one that is whole.
+const BROKEN_CHUNKS: [&str; 12] = [
+    "0x2\r\n{}\r\n",
+    "+2\r\n{}\r\n",
+    "-2\r\n{}\r\n",
+    "fffffffffffffffff\r\n{}\r\n",
+    "zz\r\n{}\r\n",
+    "\r\n{}\r\n",
+    "2 2\r\n{}\r\n",
+    "2\r\n{}spilling\r\n",
+    "2\n{}\r\n",
+    "2\r{}\r\n",
+    "2\r\n{}\n",
+    "2;a\nb\r\n{}\r\n",
+];
+
+#[tokio::test]
+async fn fault_07_a_broken_chunk_is_the_clients_fault_and_nothing_of_it_is_metered() {
     let (upstream, database, gateway) = gate().await;
-    let head =
-        "POST /elsewhere HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
-    assert!(matches!(status_of(&gateway, head.as_bytes()).await, None | Some(400)));
-    assert!(upstream.requests().is_empty());
+    for broken in BROKEN_CHUNKS {
+        let request = format!("{CHAT}transfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n{broken}0\r\n\r\n");
+        assert_eq!(refusal_of(&gateway, request).await, 400, "{broken:?}");
+    }
+    assert_eq!(upstream.connections(), 0);
+    let count = gateway.metric("tollgate_replies_total{code=\"body_incomplete\"}").await;
+    assert_eq!(count as usize, BROKEN_CHUNKS.len());
     no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
-async fn fault_07_a_broken_chunk_is_the_clients_fault_and_the_upstream_never_sees_a_whole_request() {
-    let bad =
-        ["0x2\r\n{}", "+2\r\n{}", "-2\r\n{}", "fffffffffffffffff\r\n{}", "2\r\n{}xx0\r\n\r\n", "zz\r\n{}"];
-    let cases: Vec<_> =
-        bad.iter().map(|body| format!("transfer-encoding: chunked\r\n\r\n{body}\r\n0\r\n\r\n")).collect();
-    refused_whole(&cases.iter().map(String::as_str).collect::<Vec<_>>(), &[400]).await;
+async fn fault_07_a_broken_chunk_on_the_way_through_aborts_the_upstreams_request() {
+    let (upstream, database, gateway) = gate().await;
+    for broken in BROKEN_CHUNKS {
+        let request = format!("{ELSEWHERE}transfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n{broken}0\r\n\r\n");
+        assert_eq!(refusal_of(&gateway, request).await, 400, "not 502: {broken:?}");
+    }
+    upstream.all_closed().await;
+    assert!(upstream.requests().iter().all(|seen| !seen.complete), "no request looks whole to the upstream");
+    no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
-async fn fault_08_bare_line_ends_and_folding_are_refused_or_mean_one_thing() {
-    let (upstream, database, gateway) = gate().await;
+async fn fault_08_a_bare_return_and_folding_are_refused() {
     let cases = [
         "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\rtwo\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\r\n two\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx-a: one\r\n\ttwo\r\n\r\n",
+        "GET / HTTP/1.1\rhost: a\r\r",
+        "GET / HTTP/1.1\r\nhost: a\r\nx-a\r: one\r\n\r\n",
     ];
-    for case in cases {
-        assert!(matches!(status_of(&gateway, case.as_bytes()).await, None | Some(400)), "{case:?}");
-    }
-    assert!(upstream.requests().is_empty());
-    no_rows(&database, gateway).await;
+    refused_each(cases, &[400]).await;
+}
+
+#[tokio::test]
+async fn fault_08_a_bare_line_feed_that_ends_a_line_ends_it_for_the_upstream_too() {
+    let (upstream, _database, gateway) = gate().await;
+    let request = "POST /elsewhere HTTP/1.1\nhost: a\nx-a: one\ncontent-length: 2\n\n{}";
+    assert_eq!(status_of(&gateway, request.as_bytes()).await, Some(200));
+    let seen = &upstream.requests()[0];
+    assert_eq!((seen.header("x-a").as_deref(), &*seen.body), (Some("one"), &b"{}"[..]));
+    assert_eq!(seen.head.matches('\n').count(), seen.head.matches("\r\n").count(), "{:?}", seen.head);
+    gateway.stop().await;
 }
 
 #[tokio::test]
 async fn fault_09_a_missing_repeated_or_malformed_host_is_refused() {
+    let hosts = [
+        "",
+        "host: a\r\nhost: a\r\n",
+        "host: a\r\nhost: b\r\n",
+        "host: a b\r\n",
+        "host: a/b\r\n",
+        "host: a?b\r\n",
+        "host: user@a\r\n",
+        "host: a:b\r\n",
+        "host: a:99999\r\n",
+        "host: a:1:2\r\n",
+        "host: [::1\r\n",
+        "host: a\\b\r\n",
+    ];
+    refused_each(hosts.map(|host| format!("GET /page HTTP/1.1\r\n{host}\r\n")), &[400]).await;
+}
+
+#[tokio::test]
+async fn fault_09_an_absolute_target_stands_before_the_host_header_for_both_ends() {
     let (upstream, database, gateway) = gate().await;
-    for host in ["", "host: a\r\nhost: a\r\n", "host: a\r\nhost: b\r\n", "host: a b\r\n", "host: a/b\r\n"] {
-        let head = format!("GET /page HTTP/1.1\r\n{host}\r\n");
-        assert_eq!(status_of(&gateway, head.as_bytes()).await, Some(400), "{host:?}");
-    }
-    assert!(upstream.requests().is_empty());
-    assert!(gateway.metric("tollgate_bad_requests_total").await >= 5.0);
-    no_rows(&database, gateway).await;
+    let page = "GET http://shop.example:8080/page?x=1 HTTP/1.1\r\nhost: other.example\r\n\r\n";
+    assert_eq!(status_of(&gateway, page.as_bytes()).await, Some(200));
+    let chat = String::from_utf8(batch("tn_absolute", 1).bytes()).expect("text");
+    let chat = chat.replacen("/api/widget/chat", "http://shop.example/api/widget/chat", 1);
+    assert_eq!(status_of(&gateway, chat.as_bytes()).await, Some(200));
+    let seen: Vec<_> = upstream.requests();
+    assert_eq!(
+        (seen[0].target(), seen[0].header("host").as_deref()),
+        ("/page?x=1", Some("shop.example:8080"))
+    );
+    assert_eq!(seen[0].header("x-forwarded-host").as_deref(), Some("shop.example:8080"));
+    assert_eq!(
+        (seen[1].target(), seen[1].header("host").as_deref()),
+        ("/api/widget/chat", Some("shop.example"))
+    );
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT tenant_id FROM tenant_usage_realtime"), "tn_absolute");
 }
 
 #[tokio::test]
 async fn fault_10_control_bytes_are_refused() {
-    let (upstream, database, gateway) = gate().await;
-    for case in [
+    let cases = [
         "GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /a\x01b HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /a\tb HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /a\x7fb HTTP/1.1\r\nhost: a\r\n\r\n",
+        "G\x01T / HTTP/1.1\r\nhost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: a\x1bb\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nx: a\x7fb\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nx\x01: b\r\n\r\n",
-    ] {
-        assert!(matches!(status_of(&gateway, case.as_bytes()).await, None | Some(400)), "{case:?}");
-    }
-    assert!(upstream.requests().is_empty());
-    no_rows(&database, gateway).await;
+        "GET / HTTP/1.1\r\nhost: a\r\nx\0: b\r\n\r\n",
+    ];
+    refused_each(cases, &[400]).await;
 }
 
 #[tokio::test]
 async fn fault_11_a_huge_target_or_head_is_refused_with_the_right_status() {
-    let (upstream, database, gateway) = gate().await;
     let long = "a".repeat(1_000_000);
     let many: String = (0..10_000).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let few_too_many: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
     let cases = [
         format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"),
         format!("GET / HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"),
         format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"),
+        format!("GET / HTTP/1.1\r\nhost: a\r\n{few_too_many}\r\n"),
     ];
-    for case in cases {
-        let status = status_of(&gateway, case.as_bytes()).await;
-        assert!(matches!(status, None | Some(414 | 431)), "{status:?}");
-    }
-    assert!(upstream.requests().is_empty());
-    no_rows(&database, gateway).await;
+    refused_each(cases, &[414, 431]).await;
 }
 
 #[tokio::test]
@@ -179,38 +287,70 @@ async fn fault_13_a_switch_of_protocols_that_nobody_asked_for_is_a_bad_gateway()
     let database = shared().database();
     let gateway = gateway(&upstream, &database).start().await;
     assert_eq!(gateway.ask(request("GET", "/page")).await.status, 502);
-    assert_eq!(gateway.ask(batch("tn_switch", 1)).await.status, 502);
+    let asking = batch("tn_switch", 1).header("connection", "upgrade").header("upgrade", "x");
+    for chat in [batch("tn_switch", 1), asking] {
+        assert_eq!(
+            gateway.ask(chat).await.status,
+            502,
+            "what is metered is never switched, asked for or not"
+        );
+    }
     gateway.stop().await;
+    let rows = database.rows("SELECT outcome, api_status_code, tokens_consumed FROM tenant_usage_realtime");
+    assert_eq!(rows, [["upstream_error", "502", "0"]; 2]);
 }
 
 #[tokio::test]
 async fn fault_14_connect_and_trace_and_an_asterisk_are_refused() {
-    let (upstream, database, gateway) = gate().await;
-    let ask = |line: &str| format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(status_of(&gateway, ask("CONNECT a:443").as_bytes()).await, Some(405));
-    assert_eq!(status_of(&gateway, ask("TRACE /").as_bytes()).await, Some(405));
-    assert_eq!(status_of(&gateway, ask("GET *").as_bytes()).await, Some(400));
-    assert!(upstream.requests().is_empty());
-    no_rows(&database, gateway).await;
+    let glued = "GET /glued HTTP/1.1\r\nhost: a\r\n\r\n";
+    let ask = |line: &str| format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n{glued}");
+    refused_each(
+        ["CONNECT a:443", "CONNECT /api/widget/chat", "TRACE /", "TRACE /api/widget/chat"].map(ask),
+        &[400, 405],
+    )
+    .await;
+    refused_each(["GET *", "POST *", "GET a:443"].map(ask), &[400]).await;
+}
+
+#[tokio::test]
+async fn fault_14_options_may_ask_for_an_asterisk() {
+    let (upstream, _database, gateway) = gate().await;
+    assert_eq!(status_of(&gateway, b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n").await, Some(200));
+    assert_eq!(upstream.requests()[0].target(), "*");
+    gateway.stop().await;
 }
 
 #[tokio::test]
 async fn fault_15_trailers_never_become_headers() {
     let (upstream, database, gateway) = gate().await;
     let body = json!({"sessionId": "s", "messages": [{"query": "q"}]}).to_string();
-    let chunked = format!(
-        "POST /api/widget/chat HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_real\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\nhost: evil\r\nx-tenant-id: tn_forged\r\nauthorization: Bearer x\r\n\r\n",
-        body.len()
-    );
-    let status = status_of(&gateway, chunked.as_bytes()).await;
-    assert!(matches!(status, Some(200 | 400)), "{status:?}");
-    for seen in upstream.requests() {
+    let trailers = "host: evil\r\nx-tenant-id: tn_forged\r\nauthorization: Bearer x\r\ncontent-length: 1\r\n";
+    for head in [CHAT, "POST /elsewhere HTTP/1.1\r\nhost: a\r\nx-tenant-id: tn_fault\r\n"] {
+        for announced in ["", "trailer: host, x-tenant-id, authorization, content-length\r\n"] {
+            let framing = "transfer-encoding: chunked\r\nte: trailers\r\n";
+            let request =
+                format!("{head}{framing}{announced}\r\n{:x}\r\n{body}\r\n0\r\n{trailers}\r\n", body.len());
+            assert_eq!(status_of(&gateway, request.as_bytes()).await, Some(200));
+        }
+    }
+    let seen = upstream.requests();
+    assert_eq!(seen.len(), 4);
+    for seen in seen {
         assert_eq!(seen.header("host").as_deref(), Some("a"));
-        assert_eq!(seen.header("x-tenant-id").as_deref(), Some("tn_real"));
-        assert_eq!(seen.header("authorization"), None);
+        assert_eq!(seen.header("x-tenant-id").as_deref(), Some("tn_fault"));
+        assert_eq!((seen.header("authorization"), seen.body.as_slice()), (None, body.as_bytes()));
+        let smuggled = |name: &str| seen.trailers.iter().any(|line| line.name.eq_ignore_ascii_case(name));
+        assert!(
+            !["host", "authorization", "content-length", "x-tenant-id"].into_iter().any(smuggled),
+            "{:?}",
+            seen.trailers
+        );
     }
     gateway.stop().await;
-    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime WHERE tenant_id <> 'tn_real'"), "0");
+    assert_eq!(
+        database.one("SELECT string_agg(DISTINCT tenant_id, ',') FROM tenant_usage_realtime"),
+        "tn_fault"
+    );
 }
 
 #[tokio::test]
@@ -238,6 +378,9 @@ async fn fault_17_every_spelling_of_the_metered_path_is_metered_and_forwarded_as
         "/api/widget/%63hat",
         "/x/../api/widget/chat",
         "/api/./widget/chat?stream=false",
+        "/api%2Fwidget%2fchat",
+        "/x/%2e%2e/api/widget/chat",
+        "/../api/widget/chat//",
     ];
     let sample = String::from_utf8(batch("tn_spell", 1).bytes()).expect("text");
     for target in spellings {
@@ -247,7 +390,34 @@ async fn fault_17_every_spelling_of_the_metered_path_is_metered_and_forwarded_as
     let seen: Vec<_> = upstream.requests().iter().map(|seen| seen.target().to_owned()).collect();
     assert_eq!(seen, spellings);
     gateway.stop().await;
-    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime WHERE tenant_id = 'tn_spell'"), "5");
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime WHERE tenant_id = 'tn_spell'"), "8");
+}
+
+#[tokio::test]
+async fn fault_17_what_the_backend_takes_for_another_route_is_not_metered() {
+    let (upstream, database, gateway) = gate().await;
+    let others = ["/API/widget/chat", "/api/widget/chat;a=b", "/api/widget/chats", "/api/widget/%2563hat"];
+    let sample = String::from_utf8(batch("tn_other", 1).bytes()).expect("text");
+    for target in others {
+        let asked = sample.replacen("/api/widget/chat", target, 1);
+        assert_eq!(status_of(&gateway, asked.as_bytes()).await, Some(200), "{target}");
+    }
+    let seen: Vec<_> = upstream.requests().iter().map(|seen| seen.target().to_owned()).collect();
+    assert_eq!(seen, others);
+    no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn fault_17_an_exact_route_is_metered_by_its_exact_path_alone() {
+    let route = "[[routes]]\npath = \"/api/widget/chat\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\nmatch = \"exact\"\n";
+    let (_upstream, database, gateway) = gate_with(|| answer(200).json(&batch_answer(7)), route).await;
+    let sample = String::from_utf8(batch("tn_exact", 1).bytes()).expect("text");
+    for target in ["/api/widget/chat", "/api/widget/chat?x", "/api/widget/chat/", "/api/widget/%63hat"] {
+        let asked = sample.replacen("/api/widget/chat", target, 1);
+        assert_eq!(status_of(&gateway, asked.as_bytes()).await, Some(200), "{target}");
+    }
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "2");
 }
 
 #[tokio::test]

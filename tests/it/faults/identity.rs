@@ -86,7 +86,7 @@ async fn a_session_names_the_tenant_and_the_services_table_its_plan() {
 
 #[tokio::test]
 async fn a_verified_token_names_the_tenant_and_no_other_token_does() {
-    let (upstream, _database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let (upstream, database, gateway) = with_sources(&[hs256(), session_source()], "").await;
     let good = gateway.ask(bearer(in_session("s-one"), &token(&claims("tn_one", 3600)))).await;
     assert_eq!(good.status, 200);
     let forged = {
@@ -110,12 +110,14 @@ async fn a_verified_token_names_the_tenant_and_no_other_token_does() {
         ("prefixed", prefixed),
         ("empty", String::new()),
         ("not a token", "abc".to_owned()),
+        ("with something after it", format!("{} x", token(&claims("tn_one", 3600)))),
     ] {
         let refused = gateway.ask(bearer(in_session("s-one"), &bad)).await;
         assert_eq!(told(&refused), (401, "token_invalid".to_owned()), "{name}");
     }
     assert_eq!(upstream.requests().len(), 1);
     gateway.stop().await;
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "1", "a refusal leaves no row");
 }
 
 #[tokio::test]
@@ -192,10 +194,55 @@ async fn fault_89_two_authorization_headers_or_one_joined_by_commas_are_refused(
     let good = token(&claims("tn_one", 3600));
     let twice = bearer(bearer(in_session("s-one"), &good), &good);
     assert_eq!(told(&gateway.ask(twice).await), (401, "token_invalid".to_owned()));
-    let joined = bearer(in_session("s-one"), &format!("{good}, Bearer {good}"));
-    assert_eq!(told(&gateway.ask(joined).await), (401, "token_invalid".to_owned()));
+    let mixed = bearer(in_session("s-one").header("authorization", "Basic YTpi"), &good);
+    assert_eq!(told(&gateway.ask(mixed).await), (401, "token_invalid".to_owned()));
+    // The last is the one to fear: read as Basic it shows no token, and a service behind might find one.
+    for joined in [
+        "Bearer TOKEN, Bearer TOKEN",
+        "Bearer TOKEN,Bearer TOKEN",
+        "Bearer TOKEN, Basic YTpi",
+        "Basic YTpi, Bearer TOKEN",
+    ] {
+        let joined = in_session("s-one").header("authorization", &joined.replace("TOKEN", &good));
+        assert_eq!(told(&gateway.ask(joined).await), (401, "token_invalid".to_owned()));
+    }
     assert!(upstream.requests().is_empty());
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn another_scheme_shows_no_token_and_the_session_names_the_tenant() {
+    let (upstream, database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let digest = "Digest username=\"a\", realm=\"b, c\"";
+    for other in ["Basic YTpi", digest] {
+        assert_eq!(gateway.ask(in_session("s-one").header("authorization", other)).await.status, 200);
+    }
+    assert_eq!(upstream.requests()[1].header("authorization").as_deref(), Some(digest));
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT string_agg(tenant_id, ',') FROM tenant_usage_realtime"), "tn_one,tn_one");
+}
+
+#[tokio::test]
+async fn a_token_names_the_tenant_of_a_session_that_is_not_known_or_not_given() {
+    let (_upstream, database, gateway) = with_sources(&[hs256(), session_source()], "").await;
+    let good = token(&claims("tn_one", 3600));
+    assert_eq!(gateway.ask(bearer(in_session("s-nobody"), &good)).await.status, 200);
+    assert_eq!(gateway.ask(bearer(ask(&json!({"messages": [{"query": "hi"}]})), &good)).await.status, 200);
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT string_agg(tenant_id, ',') FROM tenant_usage_realtime"), "tn_one,tn_one");
+}
+
+#[tokio::test]
+async fn without_its_secret_no_token_is_believed() {
+    let source = "{ jwt = { claim = \"tenantId\", secret_env = \"TEST_JWT_NOT_SET\" } }".to_owned();
+    let (upstream, database, gateway) = with_sources(&[source, session_source()], "").await;
+    let good = token(&claims("tn_one", 3600));
+    assert_eq!(
+        told(&gateway.ask(bearer(in_session("s-one"), &good)).await),
+        (401, "token_invalid".to_owned())
+    );
+    assert_eq!(upstream.connections(), 0);
+    super::no_rows(&database, gateway).await;
 }
 
 #[tokio::test]
@@ -211,14 +258,19 @@ async fn fault_90_forwarding_headers_are_believed_only_from_trusted_proxies() {
     let seen = &upstream.requests()[0];
     assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("127.0.0.1"));
     assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some("http"));
-    assert_eq!(seen.header("x-real-ip"), None);
+    assert_eq!((seen.header("x-real-ip"), seen.header("forwarded")), (None, None));
+    assert_eq!(seen.header("x-forwarded-host").as_deref(), Some("test"));
+    assert_eq!(
+        gateway.ask(crate::harness::batch("tn_forger", 1).header("x-forwarded-for", "6.6.6.6")).await.status,
+        200
+    );
     gateway.stop().await;
     let trusting = crate::harness::gateway(&upstream, &database)
         .set("server.trusted_proxies", "127.0.0.0/8")
         .start()
         .await;
     assert_eq!(trusting.ask(forged("/page")).await.status, 200);
-    let seen = &upstream.requests()[1];
+    let seen = &upstream.requests()[2];
     assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("6.6.6.6, 127.0.0.1"));
     assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some("https"));
     let chat = crate::harness::batch("tn_ip", 1).header("x-forwarded-for", "6.6.6.6");
@@ -264,6 +316,18 @@ async fn fault_92_a_missing_repeated_or_oversized_tenant_is_refused() {
 }
 
 #[tokio::test]
+async fn fault_92_no_tenant_becomes_a_label_of_a_metric() {
+    let (_upstream, database, gateway) = gate().await;
+    for number in 0..20 {
+        assert_eq!(gateway.ask(crate::harness::batch(&format!("tn_label_{number}"), 1)).await.status, 200);
+    }
+    let page = crate::harness::Client::ask(gateway.admin, request("GET", "/metrics")).await.text();
+    assert!(page.contains("tollgate_requests_total") && !page.contains("tn_label"), "{page}");
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT count(DISTINCT tenant_id) FROM tenant_usage_realtime"), "20");
+}
+
+#[tokio::test]
 async fn fault_93_admin_paths_on_the_public_listener_are_the_upstreams_own() {
     let (upstream, _database, gateway) = gate().await;
     for path in ["/api/admin/usage", "/metrics", "/healthz", "/readyz"] {
@@ -272,6 +336,33 @@ async fn fault_93_admin_paths_on_the_public_listener_are_the_upstreams_own() {
     }
     assert_eq!(upstream.requests().len(), 4);
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_pointer_finds_the_tenant_in_the_body_and_only_text_or_a_number_names_one() {
+    let (upstream, database, gateway) = with_sources(&["{ json = \"/context/ids/1\" }".to_owned()], "").await;
+    let naming =
+        |value: Value| ask(&json!({"context": {"ids": ["other", value]}, "messages": [{"query": "x"}]}));
+    assert_eq!(gateway.ask(naming(json!("tn_deep"))).await.status, 200);
+    assert_eq!(gateway.ask(naming(json!(4711))).await.status, 200);
+    for nobody in [
+        json!(null),
+        json!(true),
+        json!({}),
+        json!(["tn_deep"]),
+        json!(""),
+        json!("tn deep"),
+        json!("t".repeat(10_000)),
+    ] {
+        let refused = gateway.ask(naming(nobody.clone())).await;
+        assert_eq!(told(&refused), (400, "tenant_unidentified".to_owned()), "{nobody}");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+    gateway.stop().await;
+    assert_eq!(
+        database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
+        "tn_deep,4711"
+    );
 }
 
 #[tokio::test]
@@ -312,4 +403,42 @@ async fn a_session_that_cannot_be_looked_up_is_served_on_its_own_account() {
     running.stop().await;
     let row = database.one("SELECT concat_ws(' ', tenant_id, chat_session_id, metadata->>'provisional_tenant') FROM tenant_usage_realtime");
     assert_eq!(row, "session:s-away s-away true");
+}
+
+#[tokio::test]
+async fn with_the_services_database_away_the_last_known_tenant_and_plan_hold() {
+    // Every answer is stale at once, so that each request asks anew.
+    let (_upstream, database, gateway) = with_sources(&[session_source()], "cache_ttl = \"0s\"").await;
+    let starter = |response: &Response| {
+        response.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=100000"))
+    };
+    assert!(starter(&gateway.ask(in_session("s-starter")).await));
+    database.rows("ALTER TABLE chat_sessions RENAME TO gone; ALTER TABLE trial_tenants RENAME TO gone_too");
+    let known = gateway.ask(in_session("s-starter")).await;
+    assert!(known.status == 200 && starter(&known), "{}", known.head);
+    let unheard_of = gateway.ask(in_session("s-one")).await;
+    assert!(unheard_of.status == 200 && !starter(&unheard_of), "on the default plan: {}", unheard_of.head);
+    gateway.stop().await;
+    assert_eq!(
+        database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
+        "tn_starter,tn_starter,session:s-one"
+    );
+}
+
+#[tokio::test]
+async fn a_token_names_the_tenant_while_the_services_database_is_away() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    let running = gateway(&upstream, &database)
+        .sources(&format!("[{}, {}]", hs256(), session_source()))
+        .env("TEST_JWT_SECRET", SECRET)
+        .set("service_database.url", "postgres://nobody@127.0.0.1:1/none")
+        .start()
+        .await;
+    let good = token(&claims("tn_one", 3600));
+    assert_eq!(running.ask(bearer(in_session("s-away"), &good)).await.status, 200);
+    running.stop().await;
+    let row = database
+        .one("SELECT concat_ws(' ', tenant_id, metadata->>'provisional_tenant') FROM tenant_usage_realtime");
+    assert_eq!(row, "tn_one");
 }
