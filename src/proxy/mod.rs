@@ -4,12 +4,12 @@
 //! 1. What is not metered reaches the other side as it came; a body is never collected, but for the bounded
 //!    inspection of a metered request.
 //! 2. Nothing here waits for Postgres, save a tenant look-up within the directory's bound.
-//! 3. Every metered request ends in exactly one [`settlement`], whatever happens to its connection.
+//! 3. Every metered request ends in exactly one `settlement`, whatever happens to its connection.
 //! 4. The proxy never sees the store: who calls is `tenant`'s answer, what is left is `quota`'s, and what happened
 //!    goes to `record`.
 //!
-//! The way in: [`server`] accepts and checks, [`route`] decides, [`exchange`] runs a metered request
-//! ([`inspect`] → [`identify`] → reserve → [`upstream`] → [`tap`] → [`settlement`]). [`failure`] and [`reply`] make every answer that is
+//! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
+//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `failure` and `reply` make every answer that is
 //! the gateway's own.
 
 mod audit;
