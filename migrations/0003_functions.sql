@@ -348,6 +348,35 @@ BEGIN
 END
 $$;
 
+-- Corrects events that still say `reserved`: one row for each element of the arrays. Returns the ids of those that were
+-- corrected, joined by commas. A loop of look-ups by key, and not a join: a join is planned by statistics, which to
+-- today's partition are those of yesterday, and may then read the whole day to change one row.
+CREATE OR REPLACE FUNCTION tollgate_amend(ids UUID[], ats TIMESTAMPTZ[], tokens BIGINT[], inputs BIGINT[],
+    outputs BIGINT[], cached BIGINT[], written BIGINT[], reasoning BIGINT[], sources TEXT[], nanousd BIGINT[])
+RETURNS TEXT
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    amended TEXT[] := '{}';
+BEGIN
+    FOR i IN 1 .. coalesce(array_length(ids, 1), 0) LOOP
+        UPDATE tenant_usage_realtime AS t
+        SET tokens_consumed = tokens[i], input_tokens = inputs[i], output_tokens = outputs[i],
+            cached_input_tokens = cached[i], cache_write_input_tokens = written[i], reasoning_tokens = reasoning[i],
+            embedding_tokens = CASE t.event_type WHEN 'embedding' THEN tokens[i] END,
+            search_query_tokens = CASE t.event_type WHEN 'search' THEN tokens[i] END,
+            token_source = sources[i], cost_usd = round(nanousd[i] * 0.000000001, 8), updated_at = now()
+        WHERE t.event_id = ids[i] AND t.event_timestamp = ats[i] AND t.token_source = 'reserved';
+        IF FOUND THEN
+            amended := amended || ids[i]::text;
+        END IF;
+    END LOOP;
+    RETURN array_to_string(amended, ',');
+END
+$$;
+
 COMMENT ON FUNCTION check_tenant_quota(TEXT, INTEGER) IS 'Whether so many more tokens fit the tenant''s daily quota, by the live counters';
 COMMENT ON FUNCTION aggregate_usage_metrics() IS 'Brings tenant_usage_metrics up to date; safe to run at any time';
 

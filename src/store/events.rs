@@ -31,8 +31,6 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const USAGE: &str = include_str!("events/usage.sql");
 const AUDIT: &str = include_str!("events/audit.sql");
 const AMEND: &str = include_str!("events/amend.sql");
-const BY_KEY: &str = include_str!("events/by_key.sql");
-const BY_COST: &str = include_str!("events/by_cost.sql");
 const CHARGE: &str = include_str!("events/charge.sql");
 
 impl EventSink for Store {
@@ -63,13 +61,7 @@ async fn send(
     let begin = client.batch_execute(BEGIN);
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
     let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
-    let amend = unless(batch.amend.is_empty(), async {
-        let by_key = client.batch_execute(BY_KEY);
-        let apply = batch.amend.apply(client, &amend);
-        let by_cost = client.batch_execute(BY_COST);
-        let (by_key, applied, by_cost) = futures_util::join!(by_key, apply, by_cost);
-        by_key.and(applied).and_then(|rows| by_cost.map(|()| rows))
-    });
+    let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
     let charge = unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge).await });
     let commit = client.batch_execute("COMMIT");
     let (begin, usage, audit, amend, charge, commit) =

@@ -284,9 +284,7 @@ impl Amend<'_> {
     }
 
     pub(super) async fn apply(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
-        let first = self.at.iter().min();
-        let last = self.at.iter().max();
-        let columns: [&(dyn ToSql + Sync); 12] = [
+        let columns: [&(dyn ToSql + Sync); 10] = [
             &self.id,
             &self.at,
             &self.tokens,
@@ -297,8 +295,6 @@ impl Amend<'_> {
             &self.reasoning,
             &self.source,
             &self.nanousd,
-            &first,
-            &last,
         ];
         client.execute(statement, &columns).await
     }
