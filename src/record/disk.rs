@@ -39,6 +39,9 @@ pub trait DiskFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Takes the exclusive lock (`flock`), which ends with the process; `false` when somebody else holds it.
     fn lock(&self) -> io::Result<bool>;
+    /// Gives the lock back. Closing the file is not enough: a child that was forked and has not yet begun its program
+    /// still holds a copy.
+    fn unlock(&self);
     /// Whether the file still has a name: one that was deleted takes writes that nobody will ever read.
     fn linked(&self) -> io::Result<bool>;
 }
@@ -135,6 +138,10 @@ impl DiskFile for RealFile {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn unlock(&self) {
+        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
     }
 
     fn linked(&self) -> io::Result<bool> {

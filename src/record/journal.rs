@@ -266,7 +266,9 @@ impl Journal {
             tracing::error!("a thread of the journal panicked");
         }
         reap(parts);
-        *lock(&self.lock) = None;
+        if let Some(held) = lock(&self.lock).take() {
+            held.unlock();
+        }
     }
 }
 

@@ -233,6 +233,10 @@ impl DiskFile for FaultyFile {
         self.file.lock()
     }
 
+    fn unlock(&self) {
+        self.file.unlock();
+    }
+
     fn linked(&self) -> io::Result<bool> {
         self.file.linked()
     }
