@@ -23,6 +23,19 @@ pub(super) async fn aggregate(
     interval: Duration,
     stop: CancellationToken,
 ) {
+    // A gateway that was away for long finds none for today.
+    let first = async {
+        live.hydrated().await;
+        store.make_partitions_ahead().await
+    };
+    tokio::select! {
+        made = first => {
+            if let Err(error) = made {
+                tracing::warn!(%error, "partitions can't be made ahead; the next pass makes up for it");
+            }
+        }
+        () = stop.cancelled() => return,
+    }
     loop {
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

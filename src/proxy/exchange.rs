@@ -126,7 +126,7 @@ impl Exchange<'_> {
         pass(self.upstream, &self.policy, request, None, self.core.upstream.idle_timeout).await
     }
 
-    /// A request that names no tenant leaves no usage row; one that shows a false token leaves an audit event.
+    /// A request that names no tenant leaves no usage row; one whose token contradicts its session leaves an audit event.
     fn reject(&self, rejection: &Rejection, head: &Parts, inspected: Option<&Inspected>) -> Failure {
         if let Rejection::Mismatch { token, session } = rejection {
             let trail = Trail {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::{Body, RequestBody};
-use super::core::Core;
+use super::core::{Core, Policy};
 use super::exchange::Exchange;
 use super::failure::{Failure, Side};
 use super::headers::{check_host, request_id, set_forwarding, take_host};
@@ -149,20 +149,22 @@ impl Worker {
                     .run(head, body)
                     .await
             }
-            None => {
-                drop(policy);
-                self.pass(head, body).await
-            }
+            None => self.pass(Guard::into_inner(policy), head, body).await,
         };
         answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref()))
     }
 
-    async fn pass(&self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+    async fn pass(
+        &self,
+        policy: Arc<Policy>,
+        head: Parts,
+        body: Incoming,
+    ) -> Result<Response<Body>, Failure> {
         let core = &self.core;
         core.metrics.passed_through.inc();
         let (body, fault) = RequestBody::passing(body, core.upstream.idle_timeout);
         let request = Request::from_parts(head, body);
-        pass(&self.upstream, &core.policy.load_full(), request, fault, core.upstream.idle_timeout).await
+        pass(&self.upstream, &policy, request, fault, core.upstream.idle_timeout).await
     }
 
     fn reply(

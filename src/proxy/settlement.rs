@@ -250,13 +250,12 @@ impl Settlement {
         open.ended.get_or_insert_with(Instant::now);
         open.close(outcome);
         let mut counted = None;
-        if let Some(counting) = open.counting.as_mut() {
-            let wait = open.policy.meter.count_wait;
-            counted =
-                tokio::time::timeout(wait, counting).await.ok().map(|counted| counted.unwrap_or_default());
-            if counted.is_some() {
-                open.counting = None;
-            }
+        if let Some(counting) = open.counting.as_mut()
+            && let Ok(done) = tokio::time::timeout(open.policy.meter.count_wait, counting).await
+        {
+            // A count that failed is no count of zero: what was reserved stands.
+            counted = done.ok();
+            open.counting = None;
         }
         let Some(open) = self.open.take() else { return };
         let hub = open.hub.clone();
@@ -276,8 +275,8 @@ impl Drop for Settlement {
             (Some(counting), Ok(runtime)) => {
                 core.clone().tasks.spawn_on(
                     async move {
-                        let counted = counting.await.unwrap_or_default();
-                        drop(core.recorder.record(open.settle(Some(counted))));
+                        let counted = counting.await.ok();
+                        drop(core.recorder.record(open.settle(counted)));
                     },
                     &runtime,
                 );

@@ -96,6 +96,14 @@ impl Program {
         self.log.lock().unwrap().iter().filter(|line| line.contains(what)).count()
     }
 
+    /// When it logged the lines that hold `what`.
+    pub(super) fn logged_at(&self, what: &str) -> Vec<jiff::Timestamp> {
+        let lines = self.log.lock().unwrap();
+        let lines = lines.iter().filter(|line| line.contains(what));
+        let parsed = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        parsed.map(|line| line["timestamp"].as_str().unwrap().parse().unwrap()).collect()
+    }
+
     pub(super) async fn metric(&self, name: &str) -> f64 {
         let page = Client::ask(self.admin, request("GET", "/metrics")).await.text();
         let line = page.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(' ')));
