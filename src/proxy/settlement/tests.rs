@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::meter::Counter;
+use crate::model::event::Record;
+use crate::model::tenant::TenantId;
 use crate::proxy::PolicyParts;
+use crate::proxy::headers::Caller;
 use crate::quota::{Enforcer, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;

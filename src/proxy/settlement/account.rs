@@ -1,0 +1,114 @@
+//! An open account: what is known of an exchange until it is settled.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::meter::{Counted, Inspected, Meter, Reading};
+use crate::model::event::Outcome;
+use crate::model::tenant::TenantId;
+use crate::proxy::audit::Trail;
+use crate::proxy::charging::Basis;
+use crate::proxy::core::{Core, Policy};
+use crate::proxy::headers::Caller;
+use crate::proxy::route::Route;
+use crate::quota::Reservation;
+use crate::record::Hub;
+
+/// When a request arrived, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) instant: Instant,
+    pub(crate) at: Timestamp,
+}
+
+impl Arrival {
+    pub(crate) fn now() -> Self {
+        Self { instant: Instant::now(), at: Timestamp::now() }
+    }
+}
+
+/// What is known of an exchange when its tenant is.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) tenant: TenantId,
+    /// The tenant stands for a session that could not be looked up.
+    pub(crate) provisional: bool,
+    pub(crate) caller: Caller,
+    pub(crate) method: http::Method,
+    pub(crate) request_id: String,
+    pub(crate) user_agent: Option<String>,
+    pub(crate) inspected: Inspected,
+    /// Characters of the request's messages.
+    pub(crate) message_chars: u64,
+}
+
+/// The account of an exchange that is not settled.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) core: Arc<Core>,
+    /// This reactor's way to the journal.
+    pub(super) hub: Arc<Hub>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) route: Arc<Route>,
+    pub(super) subject: Subject,
+    pub(super) event_id: Uuid,
+    pub(super) arrival: Arrival,
+    pub(super) sent: Option<Instant>,
+    pub(super) head: Option<Instant>,
+    pub(super) ended: Option<Instant>,
+    pub(super) status: Option<u16>,
+    pub(super) streamed: bool,
+    pub(super) reservation: Option<Reservation>,
+    pub(super) meter: Option<Meter>,
+    pub(super) metadata: Map<String, Value>,
+    pub(super) counting: Option<oneshot::Receiver<Counted>>,
+    /// Known once the meter is closed.
+    pub(super) close: Option<Close>,
+}
+
+/// What the closed meter came to.
+#[derive(Debug)]
+pub(super) struct Close {
+    pub(super) outcome: Outcome,
+    pub(super) reading: Reading,
+    pub(super) basis: Basis,
+}
+
+impl Open {
+    /// What it means that the exchange was dropped before its end.
+    pub(super) fn interrupted(&self) -> Outcome {
+        if std::thread::panicking() {
+            Outcome::Crashed
+        } else if self.core.cutting.load(Ordering::Relaxed) {
+            Outcome::Cut
+        } else {
+            Outcome::ClientAborted
+        }
+    }
+
+    /// What leaving early costs at least: one message's reservation.
+    pub(super) fn floor(&self) -> u64 {
+        self.route.config.reserve_tokens
+    }
+
+    pub(super) fn trail(&self) -> Trail<'_> {
+        Trail {
+            tenant: &self.subject.tenant,
+            session: self.subject.inspected.session.as_deref(),
+            endpoint: &self.route.config.path,
+            event: self.route.config.event,
+            client: self.subject.caller.client,
+            user_agent: self.subject.user_agent.as_deref(),
+            request_id: &self.subject.request_id,
+            arrived: self.arrival.at,
+            elapsed: self.ended.map_or(Duration::ZERO, |ended| ended - self.arrival.instant),
+            message_chars: self.subject.message_chars,
+        }
+    }
+}

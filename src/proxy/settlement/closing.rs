@@ -1,0 +1,143 @@
+//! Closing an account: the text is counted, the reservation is replaced by what was used, the records are made.
+
+use std::time::Instant;
+
+use serde_json::json;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::account::{Close, Open};
+use super::late::Late;
+use crate::meter::{CountJob, Counted, Meter, estimate};
+use crate::model::event::{AuditEvent, Outcome, Record};
+use crate::model::quota::Amounts;
+use crate::model::tokens::{TokenSource, TokenUsage};
+use crate::proxy::audit;
+use crate::proxy::charging::{self, Basis, Facts, Priced};
+use crate::quota::Reservation;
+use crate::record::Records;
+use crate::telemetry::bump;
+
+impl Open {
+    /// Closes the meter and, where text must be counted, hands it to the counter. Done once.
+    pub(super) fn close(&mut self, mut outcome: Outcome) {
+        if self.close.is_some() {
+            return;
+        }
+        let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
+        // Where the status itself is an error's, the exchange came to its end all the same.
+        let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
+        if outcome == Outcome::Completed && hidden {
+            outcome = Outcome::UpstreamError;
+        }
+        if let Some(flag) = reading.flag {
+            bump(&self.core.metrics.unmetered, "flag", flag);
+            self.metadata.insert("meter_flag".into(), json!(flag));
+        }
+        let facts = Facts {
+            outcome,
+            status: self.status,
+            reading: &reading,
+            request_text: self.subject.inspected.text.seen_bytes > 0,
+        };
+        let basis = charging::basis(&facts);
+        if matches!(basis, Basis::Text(_)) {
+            let model = reading.model.as_deref().or(self.subject.inspected.model.as_deref());
+            let job = CountJob {
+                encoding: self.route.format.counting.encoding(model),
+                request: std::mem::take(&mut self.subject.inspected.text),
+                answer: reading.text.clone(),
+            };
+            match self.core.counter.submit(job) {
+                Ok(counting) => self.counting = Some(counting),
+                Err(job) => {
+                    self.core.metrics.counts_estimated.inc();
+                    self.metadata.insert("estimated".into(), json!(true));
+                    let (sender, receiver) = oneshot::channel();
+                    let (input, output) = (estimate(&job.request), estimate(&job.answer));
+                    let _ = sender.send(Counted { input, output, extrapolated: true });
+                    self.counting = Some(receiver);
+                }
+            }
+        }
+        self.close = Some(Close { outcome, reading, basis });
+    }
+
+    /// Replaces the reservation by what was used and makes the records. Without a count where one is needed, the
+    /// event says what was reserved, and an amendment follows when the count is there.
+    pub(super) fn settle(mut self: Box<Self>, counted: Option<Counted>) -> Records {
+        let Some(close) = self.close.take() else { return Records::new() };
+        let reserved = self.reservation.as_ref().map(Reservation::amounts).unwrap_or_default();
+        let floor = self.floor();
+        let priced =
+            charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
+        let served = charging::is_served(close.outcome, self.status);
+        let used = Amounts {
+            tokens: priced.tokens.unwrap_or(0),
+            api_calls: 1,
+            chat_messages: if served { reserved.chat_messages } else { 0 },
+            embeddings: if served { reserved.embeddings } else { 0 },
+        };
+        let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
+        let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
+        let cost_nanousd =
+            self.cost(model.as_deref(), &priced.usage, close.reading.billed.as_ref(), used.tokens);
+        if counted.is_some_and(|counted| counted.extrapolated) {
+            self.metadata.insert("extrapolated".into(), json!(true));
+        }
+        let trail = self.trail();
+        let mut records = Records::new();
+        let audits = audit::exchange(&trail, close.outcome, self.status, priced.tokens);
+        let mut audits: SmallVec<[AuditEvent; 2]> = audits.into_iter().collect();
+        if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
+            // What was sent is told with its count: not before.
+            let sent = audits.pop();
+            let late = Late {
+                counting,
+                reported: close.reading.usage,
+                source: *source,
+                model: model.clone(),
+                charged: used.tokens,
+                sent,
+            };
+            self.amend_later(late, &charges);
+        }
+        let Priced { usage, tokens, source } = priced;
+        let event = self.event(close.outcome, usage, tokens, source, used, cost_nanousd, model, charges);
+        records.push(Record::Usage(Box::new(event)));
+        records.extend(audits.into_iter().map(|event| Record::Audit(Box::new(event))));
+        records
+    }
+
+    /// Records an exchange that the upstream did not answer: no tokens, no messages. A refusal charges nothing at
+    /// all; a failed call counts as a call.
+    pub(super) fn record_unserved(mut self: Box<Self>, outcome: Outcome, audit: Option<AuditEvent>) {
+        self.ended = Some(Instant::now());
+        let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
+        let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
+        let model = self.subject.inspected.model.clone();
+        let hub = self.hub.clone();
+        let event =
+            self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);
+        let mut records = Records::new();
+        records.push(Record::Usage(Box::new(event)));
+        records.extend(audit.map(|event| Record::Audit(Box::new(event))));
+        drop(hub.record(records));
+    }
+
+    /// What the tokens cost: those that the provider bills, where they are others than it counts, and what is charged
+    /// beyond those seen (a floor, or a reservation) as input.
+    fn cost(&self, model: Option<&str>, usage: &TokenUsage, billed: Option<&TokenUsage>, tokens: u64) -> u64 {
+        let (price, known) = self.policy.prices.price(model);
+        if tokens == 0 {
+            return 0;
+        }
+        if !known && model.is_some() {
+            self.core.metrics.unknown_models.inc();
+        }
+        let unseen = tokens.saturating_sub(usage.total().unwrap_or(0));
+        let unseen = TokenUsage { total: Some(unseen), ..TokenUsage::default() };
+        let extra = price.cost_nanousd(&unseen).saturating_sub(price.per_request_nanousd);
+        price.cost_nanousd(billed.unwrap_or(usage)).saturating_add(extra)
+    }
+}

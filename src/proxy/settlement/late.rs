@@ -1,0 +1,63 @@
+//! Counts that come after the event: they amend it.
+
+use smallvec::smallvec;
+use tokio::sync::oneshot;
+
+use super::account::Open;
+use crate::meter::Counted;
+use crate::model::event::{Amendment, AuditEvent, Record};
+use crate::model::quota::{Charge, Unit};
+use crate::model::tokens::{TokenSource, TokenUsage};
+use crate::proxy::{audit, charging};
+use crate::record::Records;
+
+/// A count that the event could not wait for.
+pub(super) struct Late {
+    pub(super) counting: oneshot::Receiver<Counted>,
+    pub(super) reported: TokenUsage,
+    /// What the row will say.
+    pub(super) source: TokenSource,
+    pub(super) model: Option<String>,
+    /// Tokens charged until then.
+    pub(super) charged: u64,
+    /// The audit event that tells the tokens.
+    pub(super) sent: Option<AuditEvent>,
+}
+
+impl Open {
+    /// A count that came too late for the event corrects it: the row, the live counter and the quota in memory.
+    pub(super) fn amend_later(&self, late: Late, charges: &[Charge]) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (core, policy) = (self.core.clone(), self.policy.clone());
+        let (event_id, tenant_id, at) = (self.event_id, self.subject.tenant.clone(), self.arrival.at);
+        let charges = charges.iter().filter(|charge| charge.dimension.unit == Unit::Tokens);
+        let charges: Vec<Charge> = charges.cloned().collect();
+        self.core.tasks.spawn_on(
+            async move {
+                let Ok(counted) = late.counting.await else { return };
+                let usage = charging::usage_of(&late.reported, &counted);
+                let tokens = usage.total().unwrap_or(0);
+                let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+                let delta = signed(tokens) - signed(late.charged);
+                let charges: Vec<_> =
+                    charges.into_iter().map(|charge| Charge { amount: delta, ..charge }).collect();
+                core.enforcer.amend(&tenant_id, &charges);
+                let amendment = Amendment {
+                    event_id,
+                    tenant_id,
+                    at,
+                    usage,
+                    tokens_consumed: tokens,
+                    token_source: late.source,
+                    cost_nanousd: policy.prices.price(late.model.as_deref()).0.cost_nanousd(&usage),
+                    charges,
+                };
+                let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];
+                records
+                    .extend(late.sent.map(|sent| Record::Audit(Box::new(audit::with_tokens(sent, tokens)))));
+                drop(core.recorder.record(records));
+            },
+            &runtime,
+        );
+    }
+}
