@@ -23,6 +23,8 @@ pub struct ServerConfig {
     pub max_header_bytes: usize,
     /// Header lines of a request.
     pub max_headers: usize,
+    /// Answers read on at once after their clients left, all routes together.
+    pub max_drains: usize,
     /// How long exchanges in flight may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// Peers whose `X-Forwarded-For` is believed.
@@ -134,6 +136,15 @@ pub enum Enforce {
     Off,
 }
 
+/// How far an answer is read on when its client has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// For how long, from then on.
+    pub time: Duration,
+    /// How many bytes, from then on.
+    pub bytes: u64,
+}
+
 /// A metered route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
@@ -153,4 +164,6 @@ pub struct RouteConfig {
     pub reserve_tokens: u64,
     /// The largest request body that can be inspected.
     pub max_body_bytes: usize,
+    /// Whether an answer is read on when its client leaves, for its exact count; `None` cancels the upstream at once.
+    pub drain: Option<DrainConfig>,
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::audit::{self, Trail};
 use super::body::{Body, RequestBody};
 use super::core::{Core, Policy};
+use super::draining::Call;
 use super::failure::Failure;
 use super::headers::{Caller, X_REQUEST_ID};
 use super::identify::{Evidence, Identity, Rejection};
@@ -31,7 +32,7 @@ use crate::record::Hub;
 pub(crate) struct Exchange<'a> {
     pub(crate) core: &'a Arc<Core>,
     pub(crate) hub: &'a Arc<Hub>,
-    pub(crate) upstream: &'a Upstream,
+    pub(crate) upstream: &'a Arc<Upstream>,
     /// The policy that it began with, kept to its end.
     pub(crate) policy: Arc<Policy>,
     pub(crate) route: Arc<Route>,
@@ -74,7 +75,8 @@ impl Exchange<'_> {
 
         let request = forwarded(head, RequestBody::Read(read.frames), &self.policy);
         settlement.sent();
-        let response = match self.upstream.send(request, None).await {
+        let (answer, settlement) = self.call(request, settlement).await?;
+        let response = match answer {
             Ok(response) => response,
             Err(failure) => {
                 let outcome = if failure == Failure::UpstreamTimeout {
@@ -91,6 +93,20 @@ impl Exchange<'_> {
             return Err(Failure::UpstreamUnreachable);
         }
         self.answer(response, settlement).await
+    }
+
+    /// Sends the request. A client that leaves meanwhile drops this; what is then read on goes on without it.
+    async fn call(
+        &self,
+        request: Request<RequestBody>,
+        settlement: Settlement,
+    ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
+        if settlement.drain().is_none() {
+            return Ok((self.upstream.send(request, None).await, settlement));
+        }
+        let upstream = self.upstream.clone();
+        let sending = Box::pin(async move { upstream.send(request, None).await });
+        Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
     /// The upstream's answer as it came, with what the contract adds, and the tap on its body.

@@ -9,7 +9,8 @@
 //!    goes to `record`.
 //!
 //! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
-//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `failure` and `reply` make every answer that is
+//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `draining` reads on what a client left behind.
+//! `failure` and `reply` make every answer that is
 //! the gateway's own.
 
 mod audit;
@@ -17,6 +18,8 @@ mod body;
 mod charging;
 mod config;
 mod core;
+mod drain;
+mod draining;
 mod exchange;
 mod failure;
 mod headers;
@@ -33,7 +36,9 @@ mod tap;
 mod upstream;
 
 pub use self::config::{
-    Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig, SourceConfig, UpstreamConfig,
+    DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig, SourceConfig,
+    UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
+pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};

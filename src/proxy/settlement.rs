@@ -18,8 +18,9 @@ use serde_json::{Map, json};
 use uuid::Uuid;
 
 use super::audit;
-use super::config::Enforce;
+use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
+use super::drain::Drained;
 use super::route::Route;
 use crate::meter::{Inspected, Meter};
 use crate::model::event::{EventType, Outcome};
@@ -74,6 +75,7 @@ impl Settlement {
             ended: None,
             status: None,
             streamed: false,
+            read_on: false,
             reservation: None,
             meter: None,
             metadata,
@@ -161,6 +163,26 @@ impl Settlement {
     pub(crate) fn observe(&mut self, chunk: &[u8]) {
         if let Some(meter) = self.open.as_mut().and_then(|open| open.meter.as_mut()) {
             meter.observe(chunk);
+        }
+    }
+
+    /// How far the answer is read on when the client leaves; `None` is not at all.
+    pub(crate) fn drain(&self) -> Option<(&Arc<Core>, DrainConfig)> {
+        let open = self.open.as_ref()?;
+        Some((&open.core, open.route.config.drain?))
+    }
+
+    /// The client has left, and what it left is read on.
+    pub(crate) fn left(&mut self) {
+        self.outcome = Some(Outcome::ClientAborted);
+    }
+
+    /// Ends an exchange whose client has left. Nobody waits for it, so its count is waited for, however long it takes.
+    pub(crate) fn drained(mut self, how: Drained) {
+        self.left();
+        if let Some(open) = self.open.as_mut() {
+            open.read_on = how == Drained::Whole;
+            open.metadata.insert("drained".into(), json!(how.as_str()));
         }
     }
 

@@ -17,6 +17,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
 use crate::model::event::Outcome;
@@ -24,7 +25,8 @@ use crate::model::event::Outcome;
 /// A watched body.
 #[derive(Debug)]
 pub(crate) struct Tap {
-    upstream: Incoming,
+    /// Gone once the rest is another's to read.
+    upstream: Option<Incoming>,
     idle: Idle,
     state: State,
 }
@@ -90,7 +92,7 @@ pub(crate) async fn tap(
                 }
                 let settling = settlement.finish(Outcome::Completed).boxed();
                 let state = State::Ending { settling, last: Some(Ok(Frame::data(data))) };
-                return Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }));
+                return Tapped::Open(Box::new(Tap::new(upstream, idle, state)));
             }
             Some(Some(Ok(frame)))
         }
@@ -98,24 +100,29 @@ pub(crate) async fn tap(
         None => None,
     };
     let state = State::Flowing { first, settlement };
-    Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }))
+    Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
 
 impl Tap {
+    fn new(upstream: Incoming, idle: std::time::Duration, state: State) -> Self {
+        Self { upstream: Some(upstream), idle: Idle::new(idle), state }
+    }
+
     /// The next frame, or the end once it may be seen.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         loop {
             match &mut self.state {
                 State::Flowing { first, settlement } => {
+                    let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
                     let frame = match first.take() {
                         Some(read) => read,
-                        None => ready!(poll_frame_within(&mut self.upstream, &mut self.idle, cx)),
+                        None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
                     };
                     if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
                         settlement.observe(data);
                     }
                     let outcome = match &frame {
-                        Some(Ok(passing)) if passing.is_data() && !self.upstream.is_end_stream() => {
+                        Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
                             return Poll::Ready(frame);
                         }
                         Some(Ok(_)) | None => Outcome::Completed,
@@ -153,9 +160,20 @@ impl Tap {
             }
             _ => 0,
         };
-        match self.upstream.size_hint().exact() {
+        match self.upstream.as_ref().and_then(|upstream| upstream.size_hint().exact()) {
             Some(rest) => SizeHint::with_exact(rest + held),
             None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Tap {
+    /// The client has left.
+    fn drop(&mut self) {
+        if let (State::Flowing { first, settlement }, Some(body)) =
+            (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
+        {
+            client_left(Rest::Body { first, body }, settlement);
         }
     }
 }

@@ -1,15 +1,19 @@
 //! `[[routes]]`.
 
+use std::time::Duration;
+
 use super::path::bare_or_quoted;
 use super::reader::{Slot, Table};
 use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
-use crate::proxy::{Enforce, PathMatch, RouteConfig};
+use crate::proxy::{DrainConfig, Enforce, PathMatch, RouteConfig};
 
 /// What a chat message took in the service itself, before anything was known.
 const RESERVE_TOKENS: u64 = 150;
 const MAX_BODY_BYTES: usize = 1 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(60);
+const DRAIN_BYTES: u64 = 16 << 20;
 
 /// `formats` is `None` where they have faults of their own; then no name is held against them.
 pub(super) fn routes(root: &Table<'_>, formats: Option<&Formats>) -> Option<Vec<RouteConfig>> {
@@ -50,6 +54,7 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
         optional(&table, "max_body_bytes", MAX_BODY_BYTES, units::show_size(MAX_BODY_BYTES as u64), |slot| {
             slot.memory(1024..=256 << 20)
         });
+    let drain = drain(&table);
     Some(RouteConfig {
         path: path?,
         methods: methods?,
@@ -59,7 +64,23 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
         format: format?.to_owned(),
         reserve_tokens: reserve_tokens?,
         max_body_bytes: max_body_bytes?,
+        drain: drain?,
     })
+}
+
+/// What becomes of the upstream's answer when its client leaves.
+fn drain(table: &Table<'_>) -> Option<Option<DrainConfig>> {
+    let drains = optional(table, "on_client_gone", false, "cancel", |slot| {
+        slot.choice(&[("cancel", false), ("drain", true)])
+    });
+    let time = optional(table, "drain_time", DRAIN_TIME, units::show_duration(DRAIN_TIME), |slot| {
+        slot.duration(Duration::from_millis(1)..=Duration::from_secs(3600))
+    });
+    let bytes = optional(table, "drain_bytes", DRAIN_BYTES, units::show_size(DRAIN_BYTES), |slot| {
+        slot.size(1024..=1 << 40)
+    });
+    let limits = DrainConfig { time: time?, bytes: bytes? };
+    Some(drains?.then_some(limits))
 }
 
 fn format_name<'a>(slot: &Slot<'a>, formats: Option<&Formats>) -> Option<&'a str> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tollgate::model::event::EventType;
 use tollgate::model::quota::{Dimension, Limits};
 use tollgate::model::tenant::TenantId;
-use tollgate::proxy::{Enforce, JwtKey, PathMatch, SourceConfig};
+use tollgate::proxy::{DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig};
 use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
 
 type Environment = BTreeMap<String, String>;
@@ -98,6 +98,7 @@ fn the_built_in_default_is_the_service_as_it_stands() {
         (EventType::ChatMessage, PathMatch::Loose, Enforce::Hard)
     );
     assert_eq!((route.reserve_tokens, route.max_body_bytes), (150, 1 << 20));
+    assert_eq!((route.drain, settings.server.max_drains), (None, 1000));
     let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"));
     assert!(known);
     assert_eq!((mini.input, mini.cached_input, mini.output), (150_000, 75_000, 600_000));
@@ -229,6 +230,16 @@ fn routes_in_a_file_replace_the_list() {
     assert_eq!(route.path, "/v1/chat/completions");
     assert!(route.methods.is_empty());
     assert_eq!((route.event, route.enforce, route.reserve_tokens), (EventType::ApiCall, Enforce::Hard, 150));
+}
+
+#[test]
+fn a_route_says_what_a_leaving_client_costs() {
+    let route = |keys: &str| load(&format!("[[routes]]\npath = \"/x\"\n{keys}")).routes.remove(0);
+    assert_eq!(route("on_client_gone = \"cancel\"\ndrain_time = \"5s\"\n").drain, None);
+    let drain = route("on_client_gone = \"drain\"\n").drain.unwrap();
+    assert_eq!((drain.time, drain.bytes), (Duration::from_secs(60), 16 << 20));
+    let drain = route("on_client_gone = \"drain\"\ndrain_time = \"5s\"\ndrain_bytes = \"1MiB\"\n").drain;
+    assert_eq!(drain.unwrap(), DrainConfig { time: Duration::from_secs(5), bytes: 1 << 20 });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod clients;
 mod database;
 mod ending;
+mod leaving;
 mod process;
 mod program;
 mod upstream;

@@ -64,6 +64,8 @@ pub(super) struct Open {
     pub(super) ended: Option<Instant>,
     pub(super) status: Option<u16>,
     pub(super) streamed: bool,
+    /// The client had left, and the answer was read to its end all the same.
+    pub(super) read_on: bool,
     pub(super) reservation: Option<Reservation>,
     pub(super) meter: Option<Meter>,
     pub(super) metadata: Map<String, Value>,

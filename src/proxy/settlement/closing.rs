@@ -38,6 +38,7 @@ impl Open {
             outcome,
             status: self.status,
             reading: &reading,
+            whole: outcome == Outcome::Completed || self.read_on,
             request_text: self.subject.inspected.text.seen_bytes > 0,
         };
         let basis = charging::basis(&facts);
