@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::cut::CutEvent;
 use crate::model::event::EventType;
 
 /// The public listener.
@@ -145,6 +146,13 @@ pub struct DrainConfig {
     pub bytes: u64,
 }
 
+/// How a stream is ended when it has used up what its tenant has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutConfig {
+    /// Its last event; `None` is the built-in one for its kind of stream.
+    pub event: Option<CutEvent>,
+}
+
 /// A metered route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
@@ -166,4 +174,6 @@ pub struct RouteConfig {
     pub max_body_bytes: usize,
     /// Whether an answer is read on when its client leaves, for its exact count; `None` cancels the upstream at once.
     pub drain: Option<DrainConfig>,
+    /// Whether a stream is cut when it has used up what its tenant has left; `None` lets it finish.
+    pub cut: Option<CutConfig>,
 }

@@ -18,6 +18,8 @@ mod body;
 mod charging;
 mod config;
 mod core;
+mod cut;
+mod cutting;
 mod drain;
 mod draining;
 mod exchange;
@@ -36,9 +38,10 @@ mod tap;
 mod upstream;
 
 pub use self::config::{
-    DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig, SourceConfig,
-    UpstreamConfig,
+    CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig,
+    SourceConfig, UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
+pub use self::cut::CutEvent;
 pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};

@@ -9,11 +9,12 @@
 //! 4. No message text leaves this module: it is counted and dropped.
 //!
 //! Here is the life of an open account (`account`); `closing` counts, charges and makes the records, `event` the row
-//! among them, and `late` amends it.
+//! among them, and `late` amends it; `limit` holds a stream against what its tenant has left.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde_json::{Map, json};
 use uuid::Uuid;
 
@@ -22,7 +23,7 @@ use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
 use super::drain::Drained;
 use super::route::Route;
-use crate::meter::{Inspected, Meter};
+use crate::meter::{Inspected, Meter, StreamKind};
 use crate::model::event::{EventType, Outcome};
 use crate::model::quota::Amounts;
 use crate::quota::{Entitlement, Refusal, Reservation};
@@ -35,6 +36,7 @@ mod account;
 mod closing;
 mod event;
 mod late;
+mod limit;
 
 /// How long the end of an answer waits for the journal before it is released all the same: no fault of recording is
 /// ever felt by a caller, not even a disk that hangs.
@@ -75,6 +77,7 @@ impl Settlement {
             ended: None,
             status: None,
             streamed: false,
+            limit: None,
             read_on: false,
             reservation: None,
             meter: None,
@@ -156,6 +159,7 @@ impl Settlement {
             value(http::header::CONTENT_ENCODING),
         );
         open.streamed = meter.is_stream();
+        open.hold_to_limit(&meter);
         open.meter = Some(meter);
     }
 
@@ -164,6 +168,21 @@ impl Settlement {
         if let Some(meter) = self.open.as_mut().and_then(|open| open.meter.as_mut()) {
             meter.observe(chunk);
         }
+    }
+
+    /// Where the answer is a stream that is held against the tenant's limit: how it is cut into events.
+    pub(crate) fn limited(&self) -> Option<StreamKind> {
+        self.open.as_ref()?.limit.as_ref().map(|limit| limit.kind)
+    }
+
+    /// Whether the stream has used up what its tenant has left. Up to then its reservation grows with it.
+    pub(crate) fn spent(&mut self) -> bool {
+        self.open.as_mut().is_some_and(|open| open.spent())
+    }
+
+    /// The last event of a stream that is cut.
+    pub(crate) fn cut_event(&mut self) -> Bytes {
+        self.open.as_mut().and_then(|open| open.cut_event()).unwrap_or_default()
     }
 
     /// How far the answer is read on when the client leaves; `None` is not at all.

@@ -5,7 +5,8 @@
 //!    the journal: the end of the stream, the trailers, or the frame that completes a declared length (a client that
 //!    counts bytes has seen the whole answer with that frame).
 //! 2. A body ends in one of six ways, and each is told to the settlement once: end of stream, end with trailers, end
-//!    with the frame that completes it, an error, dropped, or already over when it began.
+//!    with the frame that completes it, an error, dropped, or already over when it began. A seventh is our own: cut at
+//!    the tenant's limit.
 
 use std::fmt;
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::cutting::Limiter;
 use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
@@ -49,6 +51,8 @@ enum State {
     Flowing {
         first: Option<Option<FrameResult>>,
         settlement: Settlement,
+        /// Where it is a stream that may be cut at the tenant's limit.
+        limiter: Option<Limiter>,
     },
     /// The end is held until its event is in the journal.
     Ending {
@@ -99,7 +103,10 @@ pub(crate) async fn tap(
         Some(other) => Some(other.map(|frame| frame.map_err(BodyError::Broken))),
         None => None,
     };
-    let state = State::Flowing { first, settlement };
+    // A declared length can't be ended early.
+    let undeclared = upstream.size_hint().exact().is_none();
+    let limiter = settlement.limited().filter(|_| undeclared).map(Limiter::new);
+    let state = State::Flowing { first, settlement, limiter };
     Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
 
@@ -112,14 +119,26 @@ impl Tap {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         loop {
             match &mut self.state {
-                State::Flowing { first, settlement } => {
+                State::Flowing { first, settlement, limiter } => {
                     let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
                     let frame = match first.take() {
                         Some(read) => read,
                         None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
                     };
                     if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-                        settlement.observe(data);
+                        match limiter {
+                            None => settlement.observe(data),
+                            Some(limiter) => {
+                                if let Some(kept) = limiter.observe(data, settlement) {
+                                    let kept = data.slice(..kept);
+                                    self.cut();
+                                    if kept.is_empty() {
+                                        continue;
+                                    }
+                                    return Poll::Ready(Some(Ok(Frame::data(kept))));
+                                }
+                            }
+                        }
                     }
                     let outcome = match &frame {
                         Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
@@ -146,6 +165,16 @@ impl Tap {
         }
     }
 
+    /// Ends the stream between two events, with one more that says so, and lets the upstream go.
+    fn cut(&mut self) {
+        let State::Flowing { mut settlement, .. } = std::mem::replace(&mut self.state, State::Over) else {
+            return;
+        };
+        self.upstream = None;
+        let last = Some(Ok(Frame::data(settlement.cut_event())));
+        self.state = State::Ending { settling: settlement.finish(Outcome::Cut).boxed(), last };
+    }
+
     /// Whether nothing more comes, and the settlement is done.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
@@ -170,7 +199,7 @@ impl Tap {
 impl Drop for Tap {
     /// The client has left.
     fn drop(&mut self) {
-        if let (State::Flowing { first, settlement }, Some(body)) =
+        if let (State::Flowing { first, settlement, .. }, Some(body)) =
             (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
         {
             client_left(Rest::Body { first, body }, settlement);

@@ -7,7 +7,7 @@ use super::reader::{Slot, Table};
 use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
-use crate::proxy::{DrainConfig, Enforce, PathMatch, RouteConfig};
+use crate::proxy::{CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RouteConfig};
 
 /// What a chat message took in the service itself, before anything was known.
 const RESERVE_TOKENS: u64 = 150;
@@ -55,6 +55,7 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
             slot.memory(1024..=256 << 20)
         });
     let drain = drain(&table);
+    let cut = cut(&table, enforce);
     Some(RouteConfig {
         path: path?,
         methods: methods?,
@@ -65,6 +66,7 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
         reserve_tokens: reserve_tokens?,
         max_body_bytes: max_body_bytes?,
         drain: drain?,
+        cut: cut?,
     })
 }
 
@@ -81,6 +83,25 @@ fn drain(table: &Table<'_>) -> Option<Option<DrainConfig>> {
     });
     let limits = DrainConfig { time: time?, bytes: bytes? };
     Some(drains?.then_some(limits))
+}
+
+/// What becomes of a stream that has used up what its tenant has left.
+fn cut(table: &Table<'_>, enforce: Option<Enforce>) -> Option<Option<CutConfig>> {
+    let cuts = optional(table, "over_limit", false, "finish", |slot| {
+        let cuts = slot.choice(&[("finish", false), ("cut", true)])?;
+        if cuts && enforce == Some(Enforce::Off) {
+            slot.fault(
+                "\"cut\" needs a limit to be held to: write enforce = \"hard\", or \"shadow\" to try it out",
+            );
+            return None;
+        }
+        Some(cuts)
+    });
+    let event = match table.optional("cut_event") {
+        Some(slot) => Some(slot.parse("a string", CutEvent::new)?),
+        None => None,
+    };
+    Some(cuts?.then_some(CutConfig { event }))
 }
 
 fn format_name<'a>(slot: &Slot<'a>, formats: Option<&Formats>) -> Option<&'a str> {
