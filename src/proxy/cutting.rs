@@ -3,6 +3,8 @@
 //! Nothing is held back for it. An event that passes the limit goes to the client whole; what would follow it does
 //! not. So a stream that ends with that event is not cut at all.
 
+use http_body::Body as _;
+use hyper::body::Incoming;
 use memchr::{memchr, memchr2};
 
 use super::settlement::Settlement;
@@ -17,12 +19,13 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    pub(crate) fn new(kind: StreamKind) -> Self {
-        Self { ends: Ends::new(kind), over: false }
+    /// For an answer that may be cut: its settlement says so, and a declared length can't be ended early.
+    pub(crate) fn of(settlement: &Settlement, body: &Incoming) -> Option<Self> {
+        let kind = settlement.limited().filter(|_| body.size_hint().exact().is_none())?;
+        Some(Self { ends: Ends::new(kind), over: false })
     }
 
-    /// Shows the next bytes to the settlement. Where the stream is to be cut, how many of them still go on.
-    pub(crate) fn observe(&mut self, data: &[u8], settlement: &mut Settlement) -> Option<usize> {
+    fn observe(&mut self, data: &[u8], settlement: &mut Settlement) -> Option<usize> {
         let mut at = 0;
         while at < data.len() {
             if self.over {
@@ -42,6 +45,21 @@ impl Limiter {
             }
         }
         None
+    }
+}
+
+/// Shows the next bytes to the settlement. Where the stream is to be cut, how many of them still go on.
+pub(crate) fn observe(
+    limiter: &mut Option<Limiter>,
+    data: &[u8],
+    settlement: &mut Settlement,
+) -> Option<usize> {
+    match limiter {
+        Some(limiter) => limiter.observe(data, settlement),
+        None => {
+            settlement.observe(data);
+            None
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum Drained {
     TimeLimit,
     /// It was too much.
     ByteLimit,
+    /// The tenant's quota was used up, on a route that cuts streams then.
+    OverLimit,
     /// The upstream failed, or broke it off.
     Broken,
     /// The gateway stopped.
@@ -51,6 +53,7 @@ impl Drained {
             Drained::Whole => "whole",
             Drained::TimeLimit => "time_limit",
             Drained::ByteLimit => "byte_limit",
+            Drained::OverLimit => "over_limit",
             Drained::Broken => "broken",
             Drained::Stopped => "stopped",
             Drained::NoRoom => "no_room",

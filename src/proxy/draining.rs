@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::cutting::{Limiter, observe};
 use super::drain::Drained;
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
@@ -32,7 +33,12 @@ pub(crate) enum Rest {
     /// All of it.
     Unanswered(Sending),
     /// A body, of which a frame may have been read already.
-    Body { first: Option<Option<Result<Frame<Bytes>, BodyError>>>, body: Incoming },
+    Body {
+        first: Option<Option<Result<Frame<Bytes>, BodyError>>>,
+        body: Incoming,
+        /// Where it is a stream that may be cut.
+        limiter: Option<Limiter>,
+    },
 }
 
 /// A request on its way, until its answer's head is here.
@@ -92,13 +98,14 @@ impl Drop for Running {
 }
 
 async fn read_on(rest: Rest, settlement: &mut Settlement, mut idle: Idle, limit: u64) -> Drained {
-    let (mut first, mut body) = match rest {
-        Rest::Body { first, body } => (first, body),
+    let (mut first, mut body, mut limiter) = match rest {
+        Rest::Body { first, body, limiter } => (first, body, limiter),
         Rest::Unanswered(sending) => match sending.await {
             Ok(response) if response.status() != http::StatusCode::SWITCHING_PROTOCOLS => {
                 let (head, body) = response.into_parts();
                 settlement.answered(&head);
-                (None, body)
+                let limiter = Limiter::of(settlement, &body);
+                (None, body, limiter)
             }
             _ => return Drained::Broken,
         },
@@ -114,7 +121,9 @@ async fn read_on(rest: Rest, settlement: &mut Settlement, mut idle: Idle, limit:
             Some(Err(_)) => return Drained::Broken,
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    settlement.observe(data);
+                    if observe(&mut limiter, data, settlement).is_some() {
+                        return Drained::OverLimit;
+                    }
                     seen = seen.saturating_add(data.len() as u64);
                 }
             }

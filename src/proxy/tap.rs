@@ -18,7 +18,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::cutting::Limiter;
+use super::cutting::{Limiter, observe};
 use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
@@ -103,9 +103,7 @@ pub(crate) async fn tap(
         Some(other) => Some(other.map(|frame| frame.map_err(BodyError::Broken))),
         None => None,
     };
-    // A declared length can't be ended early.
-    let undeclared = upstream.size_hint().exact().is_none();
-    let limiter = settlement.limited().filter(|_| undeclared).map(Limiter::new);
+    let limiter = Limiter::of(&settlement, &upstream);
     let state = State::Flowing { first, settlement, limiter };
     Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
@@ -125,20 +123,15 @@ impl Tap {
                         Some(read) => read,
                         None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
                     };
-                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-                        match limiter {
-                            None => settlement.observe(data),
-                            Some(limiter) => {
-                                if let Some(kept) = limiter.observe(data, settlement) {
-                                    let kept = data.slice(..kept);
-                                    self.cut();
-                                    if kept.is_empty() {
-                                        continue;
-                                    }
-                                    return Poll::Ready(Some(Ok(Frame::data(kept))));
-                                }
-                            }
+                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
+                        && let Some(kept) = observe(limiter, data, settlement)
+                    {
+                        let kept = data.slice(..kept);
+                        self.cut();
+                        if kept.is_empty() {
+                            continue;
                         }
+                        return Poll::Ready(Some(Ok(Frame::data(kept))));
                     }
                     let outcome = match &frame {
                         Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
@@ -199,10 +192,10 @@ impl Tap {
 impl Drop for Tap {
     /// The client has left.
     fn drop(&mut self) {
-        if let (State::Flowing { first, settlement, .. }, Some(body)) =
+        if let (State::Flowing { first, settlement, limiter }, Some(body)) =
             (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
         {
-            client_left(Rest::Body { first, body }, settlement);
+            client_left(Rest::Body { first, body, limiter }, settlement);
         }
     }
 }

@@ -32,9 +32,9 @@ fn stream() -> Answer {
     answer(200).header("content-type", "text/event-stream")
 }
 
-/// An event stream of so many pieces, and a client of it that is never told the end.
-fn endless(pieces: usize, gone: &Signal) -> Vec<Step> {
-    stream().chunks((0..pieces).map(|_| piece())).then(Step::UntilPeerGone(gone.clone())).unended()
+/// An event stream of so many pieces, and no end.
+fn endless(pieces: usize) -> Vec<Step> {
+    stream().chunks((0..pieces).map(|_| piece())).then(Step::UntilPeerGone(Signal::new())).unended()
 }
 
 fn data_of(response: &Response) -> Vec<Value> {
@@ -43,13 +43,11 @@ fn data_of(response: &Response) -> Vec<Value> {
 
 #[tokio::test]
 async fn the_chat_services_stream_ends_with_its_own_last_event_and_the_upstream_is_let_go() {
-    let gone = Signal::new();
-    let told = gone.clone();
     let routes = cutting("");
-    let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || endless(100, &told)).await;
+    let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || endless(100)).await;
     let response = setup.gateway.ask(chat("tn_cut_at", "hi").header("x-request-id", "r-\"1\"")).await;
     assert_eq!((response.status, response.ended), (200, Ended::Clean));
-    within("the upstream is let go", gone.wait()).await;
+    setup.upstream.all_closed().await;
     let events = data_of(&response);
     let (last, pieces) = events.split_last().unwrap();
     // One token of the question; 30 events would be 301.
@@ -90,19 +88,17 @@ async fn however_the_stream_is_split_it_is_cut_behind_the_same_event() {
 
 #[tokio::test]
 async fn an_openai_stream_ends_as_its_clients_know_it() {
-    let gone = Signal::new();
-    let told = gone.clone();
     let template = "data: {\"id\": \"{request_id}\", \"choices\": [{\"index\": 0, \"delta\": {}, \
                     \"finish_reason\": \"length\"}]}\n\ndata: [DONE]\n\n";
     let routes = cutting(&format!(", cut_event = {}", json!(template)));
     let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || {
         let chunk = event(&json!({"object": "chat.completion.chunk", "model": "gpt-4o",
             "choices": [{"index": 0, "delta": {"content": PIECE}}]}));
-        stream().chunks((0..60).map(|_| &chunk)).then(Step::UntilPeerGone(told.clone())).unended()
+        stream().chunks((0..60).map(|_| &chunk)).then(Step::UntilPeerGone(Signal::new())).unended()
     })
     .await;
     let response = setup.gateway.ask(chat("tn_openai", "hi").header("x-request-id", "r-2")).await;
-    within("the upstream is let go", gone.wait()).await;
+    setup.upstream.all_closed().await;
     assert_eq!(response.ended, Ended::Clean);
     let text = response.text();
     assert!(text.ends_with("\n\ndata: [DONE]\n\n"), "{text}");
@@ -116,8 +112,6 @@ async fn an_openai_stream_ends_as_its_clients_know_it() {
 
 #[tokio::test]
 async fn a_stream_of_lines_ends_with_a_line() {
-    let gone = Signal::new();
-    let told = gone.clone();
     let routes = cutting("");
     let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || {
         let line =
@@ -126,12 +120,12 @@ async fn a_stream_of_lines_ends_with_a_line() {
         answer(200)
             .header("content-type", "application/x-ndjson")
             .chunks(lines)
-            .then(Step::UntilPeerGone(told.clone()))
+            .then(Step::UntilPeerGone(Signal::new()))
             .unended()
     })
     .await;
     let response = setup.gateway.ask(chat("tn_lines", "hi")).await;
-    within("the upstream is let go", gone.wait()).await;
+    setup.upstream.all_closed().await;
     assert_eq!(response.ended, Ended::Clean);
     let text = response.text();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -148,15 +142,27 @@ async fn streams_of_one_tenant_share_one_rest() {
     const STREAMS: usize = 8;
     let routes = cutting("");
     let limit = ("plans.trial.tokens_per_day", "5000");
+    let go = Signal::new();
+    let script_go = go.clone();
     let calls = ("plans.trial.api_calls_per_minute", "unlimited");
-    let setup = Setup::with(&[limit, calls, ("routes", &routes)], || {
+    let setup = Setup::with(&[limit, calls, ("routes", &routes)], move || {
         let Step::Send(one) = Step::chunk(event(&json!({"reply": "ok", "tokens_used": 10}))) else {
             unreachable!("a chunk is sent")
         };
-        stream().chunk(event(&json!({"reply": "ok", "tokens_used": 10}))).then(Step::Forever(one)).unended()
+        stream()
+            .chunk(event(&json!({"reply": "ok", "tokens_used": 10})))
+            .then(Step::Wait(script_go.clone()))
+            .then(Step::Forever(one))
+            .unended()
     })
     .await;
-    let answers = join_all((0..STREAMS).map(|_| setup.gateway.ask(chat("tn_shared", "hi")))).await;
+    // All are admitted before any takes more than its reservation.
+    let asking = join_all((0..STREAMS).map(|_| setup.gateway.ask(chat("tn_shared", "hi"))));
+    let begun = async {
+        setup.upstream.seen(STREAMS).await;
+        go.fire();
+    };
+    let (answers, ()) = tokio::join!(asking, begun);
     assert!(answers.iter().all(|response| response.status == 200 && response.ended == Ended::Clean));
     let ends = answers.iter().map(|response| data_of(response).last().unwrap()["done"].clone());
     assert!(ends.into_iter().all(|done| done == json!(true)));
@@ -246,11 +252,9 @@ async fn shadow_mode_says_what_would_have_been_cut() {
 
 #[tokio::test]
 async fn a_client_that_leaves_a_limited_stream_gives_back_what_its_reservation_grew_to() {
-    let gone = Signal::new();
-    let told = gone.clone();
     let routes = cutting("");
     let limit = ("plans.trial.tokens_per_day", "10000");
-    let setup = Setup::with(&[limit, ("routes", &routes)], move || endless(60, &told)).await;
+    let setup = Setup::with(&[limit, ("routes", &routes)], move || endless(60)).await;
     let mut client = setup.gateway.connect().await;
     client.send(chat("tn_grown", "hi")).await;
     client.read_head().await;
@@ -260,7 +264,7 @@ async fn a_client_that_leaves_a_limited_stream_gives_back_what_its_reservation_g
         seen += bytes.len();
     }
     client.reset();
-    within("the upstream is let go", gone.wait()).await;
+    setup.upstream.all_closed().await;
     let row = setup.row("tn_grown").await;
     assert_eq!(row["outcome"], json!("client_aborted"));
     let tokens = row["tokens_consumed"].as_u64().unwrap();
@@ -278,10 +282,8 @@ async fn a_client_that_leaves_a_limited_stream_gives_back_what_its_reservation_g
 
 #[tokio::test]
 async fn an_http_2_client_sees_the_end_as_well() {
-    let gone = Signal::new();
-    let told = gone.clone();
     let routes = cutting("");
-    let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || endless(60, &told)).await;
+    let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || endless(60)).await;
     let address = setup.gateway.address;
     let (mut sender, connection) = http2(address).await;
     let answer = sender.send_request(http2_chat(address, "tn_h2_limit")).await.unwrap();
@@ -290,5 +292,35 @@ async fn an_http_2_client_sees_the_end_as_well() {
     assert_eq!(core(&setup.row("tn_h2_limit").await)[..2], came_to("cut", 200, 0, "partial")[..2]);
     drop(sender);
     let _ = connection.await;
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_client_left_behind_is_read_on_no_further_than_the_limit() {
+    let go = Signal::new();
+    let script_go = go.clone();
+    let routes = cutting(", on_client_gone = \"drain\"");
+    let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || {
+        let more = (0..60).map(|_| piece());
+        stream()
+            .chunk(piece())
+            .then(Step::Wait(script_go.clone()))
+            .chunks(more)
+            .then(Step::UntilPeerGone(Signal::new()))
+            .unended()
+    })
+    .await;
+    let mut client = setup.gateway.connect().await;
+    client.send(chat("tn_left_over", "hi")).await;
+    client.read_head().await;
+    assert!(matches!(client.read_data().await, Data::Bytes(_)));
+    client.reset();
+    setup.gateway.until_metric("tollgate_draining", 1.0).await;
+    go.fire();
+    setup.upstream.all_closed().await;
+    let row = setup.row("tn_left_over").await;
+    assert_eq!((&row["outcome"], &row["token_source"]), (&json!("client_aborted"), &json!("partial")));
+    assert_eq!(row["metadata"]["drained"], json!("over_limit"));
+    assert!(row["tokens_consumed"].as_u64().is_some_and(|tokens| (240..=245).contains(&tokens)), "{row}");
     setup.stop().await;
 }
