@@ -119,6 +119,13 @@ fn entry(name: &str, slot: &Slot<'_>, sources: Option<&Origins>) -> Option<(Tari
     if table.optional("input").is_none() {
         table.key("input").dollars(); // says that it is missing
     }
+    let own = slots.iter().any(|slot| slot.origin().is_some());
+    if own && first.is_some_and(|first| first.output.is_none()) && !name.contains("embed") {
+        slot.report().warn(format!(
+            "{} names no output, which costs nothing then: write output = 0.0 if it has none",
+            slot.path()
+        ));
+    }
     let origin = origin(&table, &slots, sources);
     let price = first.and_then(|first| first.price(&table));
     let changes = changes(&table, &slots, first);

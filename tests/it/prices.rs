@@ -155,6 +155,22 @@ fn every_price_of_the_built_in_table_says_where_it_is_from_and_when() {
 }
 
 #[test]
+fn output_may_be_left_out_and_only_embeddings_do_so_unwarned() {
+    let warned = |entry: &str| {
+        let warnings = load(entry, &[]).unwrap().warnings();
+        warnings.iter().any(|warning| warning.contains("names no output"))
+    };
+    assert!(warned("[prices.my-model]\ninput = 1.0\n"));
+    assert!(!warned("[prices.my-model]\ninput = 1.0\noutput = 0.0\n"));
+    assert!(!warned("[prices.my-embedder]\ninput = 1.0\n") && !warned(""));
+    let settings = load("", &[]).unwrap();
+    for (entry, tariff) in settings.prices.iter() {
+        let free = tariff.at(at("2026-11-24T00:00:00Z")).output == 0;
+        assert_eq!(free, entry.contains("embed") || entry.starts_with("voyage"), "{entry}");
+    }
+}
+
+#[test]
 fn names_as_providers_write_them_find_their_entry() {
     let settings = load("", &[]).unwrap();
     let cases = [
