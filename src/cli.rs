@@ -4,6 +4,7 @@
 //! warnings and faults go to stderr.
 
 mod logs;
+mod prices;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::{Timestamp, Unit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +62,25 @@ enum Command {
     #[command(after_help = "Example:\n  tollgate check-config --config /etc/tollgate/tollgate.toml\n\n\
         Ends with 2 when something is wrong. Secrets are masked.")]
     CheckConfig(ConfigFile),
+    /// Print what models cost: the whole table, or the entries that price the models named
+    #[command(
+        after_help = "Example:\n  tollgate prices --config /etc/tollgate/tollgate.toml gpt-4o-2024-08-06\n\n\
+        Prices are US dollars per million tokens. Cached input and cache writes are parts of the input, reasoning is a \
+        part of the output. A model without an entry has the default's."
+    )]
+    Prices {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// As of this date (its 00:00 UTC) or RFC 3339 time, instead of now
+        #[arg(long, value_name = "DATE", value_parser = crate::settings::date_or_instant)]
+        at: Option<Timestamp>,
+        /// Models, named as answers name them
+        #[arg(value_name = "MODEL")]
+        models: Vec<String>,
+    },
     /// Run one aggregation and retention pass
     #[command(after_help = "Example:\n  tollgate aggregate --config /etc/tollgate/tollgate.toml")]
     Aggregate(ConfigFile),
@@ -95,6 +116,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Migrate { down, config } => migrate(config, *down),
         Command::CheckConfig(config) => check_config(config),
         Command::Aggregate(config) => aggregate(config),
+        Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
     };
     done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
@@ -183,6 +205,15 @@ fn check_config(config: &ConfigFile) -> anyhow::Result<()> {
         let _ = writeln!(stderr, "warning: {warning}");
     }
     let _ = std::io::stdout().lock().write_all(settings.masked().as_bytes());
+    Ok(())
+}
+
+fn prices(config: &ConfigFile, json: bool, at: Option<Timestamp>, models: &[String]) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let at = at.unwrap_or_else(|| Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now()));
+    let listing = prices::Listing::new(&settings, models, at);
+    let printed = if json { listing.json() } else { listing.text() };
+    let _ = std::io::stdout().lock().write_all(printed.as_bytes());
     Ok(())
 }
 

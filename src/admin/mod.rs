@@ -13,6 +13,7 @@ mod auth;
 mod context;
 mod cursor;
 mod health;
+mod models;
 mod pages;
 mod params;
 mod problem;

@@ -23,7 +23,7 @@ use super::context::Context;
 use super::problem::{Problem, render};
 use super::state::State;
 use super::throttle::Turn;
-use super::{aggregate, auth, health, pages, quotas, usage};
+use super::{aggregate, auth, health, models, pages, quotas, usage};
 use crate::telemetry::bump;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,6 +42,7 @@ pub(super) fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/readyz", get(health::ready)),
         ("/metrics", get(health::metrics)),
         ("/api/admin/usage", get(usage::usage)),
+        ("/api/admin/models", get(models::list)),
         (auth::AGGREGATE_PATH, get(aggregate::status).merge(post(aggregate::run))),
         ("/api/admin/tenants/{id}/quota", get(quotas::effective)),
         ("/api/admin/audit", get(audit::list)),

@@ -10,8 +10,9 @@ use super::effective::{Change, Effective};
 use super::fault::{BUILT_IN, Fault, Faults};
 use super::layers::Layers;
 use super::parts::{self, OnOutage};
+use super::prices::{self, PriceOrigin};
 use super::reader::{Findings, Report};
-use super::{formats, prices, routes, tenants, variables};
+use super::{formats, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, meter, proxy, quota, record, store, tenant};
@@ -20,7 +21,7 @@ use crate::{admin, meter, proxy, quota, record, store, tenant};
 const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// The sections, for variables that miss one by an underscore.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "server",
     "upstream",
     "database",
@@ -32,6 +33,7 @@ const SECTIONS: [&str; 12] = [
     "metering",
     "jobs",
     "prices",
+    "price_sources",
     "formats",
 ];
 
@@ -80,6 +82,8 @@ pub struct Settings {
     pub formats: meter::Formats,
     /// `[prices.*]`
     pub prices: PriceTable,
+    /// Where each entry of `prices` is from, by its name; that of [`prices::DEFAULT`] too.
+    pub price_origins: BTreeMap<String, PriceOrigin>,
     /// `[jobs] aggregate_interval`: how often the aggregation job runs.
     pub aggregate_interval: Duration,
     effective: Effective,
@@ -195,6 +199,7 @@ fn check(
     let (data_dir, record) = data?;
     let database = database?;
     let tenancy = tenancy?;
+    let (prices, price_origins) = prices?;
     Some(Settings {
         file: file.map(Path::to_owned),
         server: server?.0,
@@ -216,7 +221,8 @@ fn check(
         routes: routes?,
         meter: meter?,
         formats: formats?,
-        prices: prices?,
+        prices,
+        price_origins,
         aggregate_interval: aggregate_interval?,
         effective: Effective::default(),
         warnings: Vec::new(),

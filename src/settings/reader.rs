@@ -196,6 +196,12 @@ impl<'a> Slot<'a> {
         self.report
     }
 
+    /// Where the value was set: a file with its line, a variable; `None` is the built-in default.
+    pub(super) fn origin(&self) -> Option<&'a str> {
+        let origin = self.report.layers.origin(&self.path).0;
+        (origin != BUILT_IN).then_some(origin)
+    }
+
     fn textual(&self) -> bool {
         self.report.layers.origin(&self.path).1
     }
@@ -203,8 +209,7 @@ impl<'a> Slot<'a> {
     /// Notes the value, as a whole, for the effective config.
     fn leaf(&self, value: &Value) {
         if !self.quiet {
-            let origin = self.report.layers.origin(&self.path).0;
-            let origin = (origin != BUILT_IN).then(|| origin.to_owned());
+            let origin = self.origin().map(str::to_owned);
             self.report.leaves.borrow_mut().push(Leaf::new(self.path.clone(), value, inline(value), origin));
         }
     }

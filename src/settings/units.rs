@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 /// `250ms`, `30s`, `5m`, `1h30m`, `2d`.
@@ -202,6 +203,19 @@ pub(super) fn zone(text: &str) -> Result<String, String> {
             Err(format!("{text:?} is no time zone: write an IANA name, such as \"UTC\" or \"Europe/Berlin\""))
         }
     }
+}
+
+/// A date, meant as its first instant in UTC, or an instant with its offset (RFC 3339).
+pub fn date_or_instant(text: &str) -> Result<Timestamp, String> {
+    let date = |text: &str| TimeZone::UTC.to_timestamp(text.parse::<Date>().ok()?.at(0, 0, 0, 0)).ok();
+    let looks_like_date = text.len() == 10 && !text.contains(['T', 't', ' ']);
+    let instant = if looks_like_date { date(text) } else { text.parse().ok() };
+    instant.ok_or_else(|| {
+        format!(
+            "{text:?} is no date: write one such as \"2026-12-01\" (its 00:00 UTC), or date, time and offset \
+             (RFC 3339), such as \"2026-12-01T00:00:00Z\""
+        )
+    })
 }
 
 /// An instant with its offset (RFC 3339).

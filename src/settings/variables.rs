@@ -10,7 +10,7 @@ use super::toml_text;
 /// What the variables of single keys begin with.
 const PREFIX: &str = "TOLLGATE__";
 /// The sections whose second level is a name of the operator's.
-const NAMED: [&str; 4] = ["plans", "overrides", "prices", "formats"];
+const NAMED: [&str; 5] = ["plans", "overrides", "prices", "price_sources", "formats"];
 
 /// Where nothing else names a database.
 pub(super) fn database_url(environment: &BTreeMap<String, String>) -> Option<Value> {
@@ -40,8 +40,8 @@ pub(super) fn keys<'a>(
 }
 
 /// Where `SECTION__KEY` belongs. A name of the operator's (a plan, a tenant, a model) is found among those of the
-/// layers below whatever its case, and with `_` for what a variable's name can't hold; a new one in capitals is
-/// taken as lower case.
+/// layers below whatever its case, and with `_` for what a variable's name can't hold; the `*` of a pattern may also be
+/// left out, where no other name is meant by that. A new one in capitals is taken as lower case.
 fn path<'a>(name: &str, names: &dyn Fn(&str) -> Vec<&'a str>) -> Result<Vec<String>, String> {
     let mut path: Vec<String> = name.split("__").map(str::to_ascii_lowercase).collect();
     if path.iter().any(String::is_empty) {
@@ -58,8 +58,13 @@ fn path<'a>(name: &str, names: &dyn Fn(&str) -> Vec<&'a str>) -> Result<Vec<Stri
     if path.len() >= 2 && NAMED.contains(&path[0].as_str()) {
         let typed = name.split("__").nth(1).unwrap_or_default();
         let names = names(&path[0]);
-        let mut alike: Vec<&str> = names.clone();
-        alike.retain(|known| variable_form(known) == variable_form(typed));
+        let known_as = |form: &dyn Fn(&str) -> String| -> Vec<&str> {
+            names.iter().copied().filter(|known| form(known) == variable_form(typed)).collect()
+        };
+        let mut alike = known_as(&variable_form);
+        if alike.is_empty() {
+            alike = known_as(&|known| variable_form(&known.replace('*', "")));
+        }
         alike.sort_unstable();
         alike.dedup();
         path[1] = match alike[..] {

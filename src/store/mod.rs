@@ -21,6 +21,7 @@ pub mod events;
 pub mod jobs;
 pub mod leases;
 pub mod migrate;
+pub mod models;
 pub mod private;
 pub mod replicas;
 pub mod report;

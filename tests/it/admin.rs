@@ -492,11 +492,15 @@ async fn fault_97_a_statement_that_takes_too_long_is_given_up() {
     let desk = setup.open().await;
     let mut client = desk.store.client().await.unwrap();
     let lock = client.transaction().await.unwrap();
-    lock.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE tenant_usage_metrics")
-        .await
-        .unwrap();
-    let answer = desk.get("/api/admin/usage").await;
-    assert_eq!(answer.failure(), (503, "query_timeout".to_owned(), None));
+    lock.batch_execute(
+        "SET LOCAL idle_in_transaction_session_timeout = 0;
+         LOCK TABLE tenant_usage_metrics, tenant_usage_realtime",
+    )
+    .await
+    .unwrap();
+    for call in ["/api/admin/usage", "/api/admin/models"] {
+        assert_eq!(desk.get(call).await.failure(), (503, "query_timeout".to_owned(), None), "{call}");
+    }
     lock.rollback().await.unwrap();
     drop(client);
     assert_eq!(desk.get("/api/admin/usage").await.status, 200, "the connection is fit for the next");
@@ -615,6 +619,62 @@ async fn audit_events_are_found_and_resolved_once() {
         resolve("1%20OR%201=1", "{\"resolution\": \"x\"}").await.failure().2.as_deref(),
         Some("event_id")
     );
+    desk.close().await;
+}
+
+// Models
+
+#[tokio::test]
+async fn models_are_listed_with_their_use_and_who_priced_them() {
+    let db = postgres::shared().migrated();
+    let desk = Setup::new(db.url()).open().await;
+    desk.sql(
+        "INSERT INTO tenant_usage_realtime (event_id, tenant_id, event_type, event_timestamp, model, tokens_consumed,
+            cost_usd, outcome, metadata)
+         SELECT gen_random_uuid(), 'tn_one', 'chat_message', at::timestamptz, model, tokens, cost, outcome, metadata::jsonb
+         FROM (VALUES
+            ('2026-01-02T00:00:00Z', 'dear', 10, 0.00000002, 'completed', '{}'),
+            ('2026-01-03T00:00:00Z', 'dear', NULL, 0.5, 'completed', '{\"default_price\": true}'),
+            ('2026-01-04T00:00:00Z', '=cheap', 7, 0.25, 'upstream_error', '{\"default_price\": true}'),
+            ('2026-01-04T12:00:00Z', NULL, 3, 0.125, 'completed', '{\"default_price\": true}'),
+            ('2026-01-02T00:00:00Z', 'refused', 0, 0, 'refused', '{}'),
+            ('2026-01-05T00:00:00Z', 'too-late', 1, 9, 'completed', '{}')
+         ) rows (at, model, tokens, cost, outcome, metadata)",
+    )
+    .await;
+    let range = "/api/admin/models?startDate=2026-01-02&endDate=2026-01-05";
+    let answer = desk.call("GET", range, &[VIEWER], None).await;
+    assert!(answer.body.contains("\"cost_usd\":0.50000002"), "{}", answer.body);
+    let body = answer.json();
+    assert_eq!(body["more"], false);
+    let [dear, cheap, nameless] = body["models"].as_array().unwrap().as_slice() else { panic!("{body}") };
+    assert_eq!(
+        (&dear["model"], &dear["calls"], &dear["tokens"], &dear["priced_by"], &dear["default_priced_calls"]),
+        (&json!("dear"), &json!(2), &json!(10), &json!("both"), &json!(1))
+    );
+    assert_eq!(
+        (&dear["first_seen"], &dear["last_seen"]),
+        (&json!("2026-01-02T00:00:00.000000Z"), &json!("2026-01-03T00:00:00.000000Z"))
+    );
+    assert_eq!((&cheap["model"], &cheap["priced_by"]), (&json!("=cheap"), &json!("default")));
+    assert_eq!((&nameless["model"], &nameless["calls"]), (&Value::Null, &json!(1)));
+
+    let first = desk.get(&format!("{range}&limit=1")).await.json();
+    assert_eq!((first["models"].as_array().unwrap().len(), &first["more"]), (1, &json!(true)));
+    let csv = desk.call("GET", range, &[VIEWER, ("accept", "text/csv")], None).await;
+    assert!(csv.body.contains("\r\n'=cheap,1,7,0.25"), "{}", csv.body);
+    assert_eq!(desk.get("/api/admin/models").await.json()["models"], json!([]), "the last 30 days");
+    for (query, parameter) in [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("startDate=2026-02-30", "startDate"),
+        ("startDate=1000-01-01&endDate=2026-01-01", "startDate"),
+        ("startDate=1990-01-01&endDate=2026-01-01", "startDate"),
+        ("model=x", "model"),
+    ] {
+        let failure = desk.get(&format!("/api/admin/models?{query}")).await.failure();
+        assert_eq!((failure.0, failure.2.as_deref()), (400, Some(parameter)), "{query}");
+    }
     desk.close().await;
 }
 

@@ -13,6 +13,9 @@ use tollgate::model::tenant::TenantId;
 use tollgate::proxy::{CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig};
 use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
 
+/// 18 November 2026.
+const NOV_2026: jiff::Timestamp = jiff::Timestamp::constant(1_795_000_000, 0);
+
 type Environment = BTreeMap<String, String>;
 
 fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
@@ -99,10 +102,10 @@ fn the_built_in_default_is_the_service_as_it_stands() {
     );
     assert_eq!((route.reserve_tokens, route.max_body_bytes), (150, 1 << 20));
     assert_eq!((route.drain, settings.server.max_drains, &route.cut), (None, 1000, &None));
-    let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"));
+    let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"), NOV_2026);
     assert!(known);
     assert_eq!((mini.input, mini.cached_input, mini.output), (150_000, 75_000, 600_000));
-    assert_eq!(settings.prices.default_price().input, 150_000);
+    assert_eq!(settings.prices.default_price().at(NOV_2026).input, 150_000);
 }
 
 #[test]
@@ -181,7 +184,7 @@ fn names_keep_their_case_their_dots_and_their_dashes() {
          [plans.\"Größe L\"]\ntokens_per_day = 3\n",
     );
     assert_eq!(settings.overrides.keys().map(TenantId::as_str).collect::<Vec<_>>(), ["Tn.Ab-1:x@Y"]);
-    assert!(settings.prices.price(Some("Org/My.Model-2:free")).1);
+    assert!(settings.prices.price(Some("Org/My.Model-2:free"), NOV_2026).1);
     assert_eq!(limit(&settings.plans[&"Größe L".into()].limits, "tokens_per_day"), Some(3));
     assert!(settings.masked().contains("[overrides.\"Tn.Ab-1:x@Y\"]"), "{}", settings.masked());
 }
@@ -213,7 +216,7 @@ fn the_environment_goes_over_the_file_and_the_file_over_the_default() {
     assert_eq!(proxies, ["10.0.0.0/8", "192.168.0.1/32"]);
     assert_eq!(limit(&settings.plans[&"trial".into()].limits, "tokens_per_day"), None);
     assert_eq!(limit(&settings.plans[&"Pro-Max".into()].limits, "tokens_per_day"), Some(6));
-    assert_eq!(settings.prices.price(Some("gpt-4o-mini")).0.input, 500_000);
+    assert_eq!(settings.prices.price(Some("gpt-4o-mini"), NOV_2026).0.input, 500_000);
     let overridden: Vec<&str> = settings.overrides.keys().map(TenantId::as_str).collect();
     assert_eq!(overridden, ["tn_Own", "tn_new"]);
     assert_eq!(
@@ -585,7 +588,7 @@ fn bad_usage_ends_with_2_and_help_with_0() {
     for arguments in [&[][..], &["no-such-command"], &["serve", "--colour"], &["serve", "extra"]] {
         assert_eq!(tollgate(arguments, []).status.code(), Some(2), "{arguments:?}");
     }
-    for command in ["serve", "demo", "migrate", "check-config", "aggregate"] {
+    for command in ["serve", "demo", "migrate", "check-config", "aggregate", "prices"] {
         let output = tollgate(&[command, "--help"], []);
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains("Example:\n  "), "{command}");

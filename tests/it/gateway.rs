@@ -9,7 +9,7 @@ use crate::harness::{
 use crate::postgres::{Database, shared};
 
 /// The usage rows of a tenant, oldest first, as JSON; waits for `count` of them.
-async fn rows(database: &Database<'_>, tenant: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn rows(database: &Database<'_>, tenant: &str, count: usize) -> Vec<Value> {
     let query = format!(
         "SELECT to_jsonb(u) FROM tenant_usage_realtime u WHERE tenant_id = '{tenant}' ORDER BY event_timestamp, event_id"
     );
@@ -17,7 +17,7 @@ async fn rows(database: &Database<'_>, tenant: &str, count: usize) -> Vec<Value>
 }
 
 /// What `query` (one JSON column) returns, once it returns at least `count` rows.
-async fn json_rows(database: &Database<'_>, query: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn json_rows(database: &Database<'_>, query: &str, count: usize) -> Vec<Value> {
     let client = database.connect().await;
     within("the rows", async {
         loop {
@@ -49,7 +49,7 @@ async fn counters_equal_events(database: &Database<'_>) {
     assert_eq!(drift, Vec::<Value>::new());
 }
 
-fn pick(row: &Value, columns: &[&str]) -> Vec<Value> {
+pub(crate) fn pick(row: &Value, columns: &[&str]) -> Vec<Value> {
     columns.iter().map(|column| row[*column].clone()).collect()
 }
 

@@ -11,5 +11,6 @@ mod harness;
 mod nginx;
 mod outages;
 mod postgres;
+mod prices;
 mod recording;
 mod sql;

@@ -81,8 +81,8 @@ impl Open {
         };
         let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
         let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
-        let cost_nanousd =
-            self.cost(model.as_deref(), &priced.usage, close.reading.billed.as_ref(), used.tokens);
+        let billed = close.reading.billed.as_ref();
+        let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, used.tokens, served);
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
         }
@@ -128,10 +128,22 @@ impl Open {
 
     /// What the tokens cost: those that the provider bills, where they are others than it counts, and what is charged
     /// beyond those seen (a floor, or a reservation) as input.
-    fn cost(&self, model: Option<&str>, usage: &TokenUsage, billed: Option<&TokenUsage>, tokens: u64) -> u64 {
-        let (price, known) = self.policy.prices.price(model);
+    ///
+    /// The price is the one that held when the exchange began. Where it is the default, the row says so.
+    pub(super) fn cost(
+        &mut self,
+        model: Option<&str>,
+        usage: &TokenUsage,
+        billed: Option<&TokenUsage>,
+        tokens: u64,
+        served: bool,
+    ) -> u64 {
+        let (price, known) = self.policy.prices.price(model, self.arrival.at);
+        if !known && model.is_some() {
+            self.metadata.insert("default_price".into(), json!(true));
+        }
         if tokens == 0 {
-            return 0;
+            return if served { price.per_request_nanousd } else { 0 };
         }
         if !known && model.is_some() {
             self.core.metrics.unknown_models.inc();

@@ -49,7 +49,7 @@ impl Open {
                     usage,
                     tokens_consumed: tokens,
                     token_source: late.source,
-                    cost_nanousd: policy.prices.price(late.model.as_deref()).0.cost_nanousd(&usage),
+                    cost_nanousd: policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage),
                     charges,
                 };
                 let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];

@@ -11,6 +11,7 @@ use super::*;
 use crate::meter::Counter;
 use crate::model::event::Record;
 use crate::model::tenant::TenantId;
+use crate::model::tokens::TokenUsage;
 use crate::proxy::headers::Caller;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Plans};
@@ -21,7 +22,13 @@ use crate::tenant::Directory;
 
 /// The built-in default, with everything real but for a database; the journal is in `data`.
 fn core_in(data: &std::path::Path) -> (Arc<Core>, Journal) {
-    let environment = BTreeMap::from([("TOLLGATE__DATA__DIR".to_owned(), data.display().to_string())]);
+    core_with(data, [])
+}
+
+fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N]) -> (Arc<Core>, Journal) {
+    let mut environment: BTreeMap<String, String> =
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    environment.insert("TOLLGATE__DATA__DIR".to_owned(), data.display().to_string());
     let settings = Settings::load(None, &environment).unwrap();
     let metrics = Metrics::new();
     let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone()).unwrap();
@@ -54,6 +61,10 @@ fn core_in(data: &std::path::Path) -> (Arc<Core>, Journal) {
 }
 
 fn opened(core: &Arc<Core>) -> Settlement {
+    opened_at(core, Arrival::now())
+}
+
+fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
     let policy = core.policy.load_full();
     let route = policy.routes.find(&http::Method::POST, "/api/widget/chat").unwrap().clone();
     let peer = std::net::IpAddr::from([127, 0, 0, 1]);
@@ -68,7 +79,7 @@ fn opened(core: &Arc<Core>) -> Settlement {
         message_chars: 0,
     };
     let hub = Hub::new(core.recorder.clone());
-    Settlement::open(core.clone(), hub, policy, route, subject, Arrival::now())
+    Settlement::open(core.clone(), hub, policy, route, subject, arrival)
 }
 
 #[tokio::test]
@@ -105,4 +116,34 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
         }
     });
     assert_eq!(outcomes, [(Outcome::Crashed, Some(0)), (Outcome::UpstreamError, Some(0))]);
+}
+
+#[tokio::test]
+async fn an_exchange_costs_what_held_when_it_began_however_late_it_is_priced() {
+    let data = tempfile::tempdir().unwrap();
+    let changes = "[{ from = \"2026-12-01\", input = 2.0 }]";
+    let model = [("TOLLGATE__PRICES__M__INPUT", "1.0"), ("TOLLGATE__PRICES__M__CHANGES", changes)];
+    let (core, _journal) = core_with(data.path(), model);
+    let usage = TokenUsage { input: Some(1000), ..TokenUsage::default() };
+    let cost = |at: &str, model: &str| {
+        let arrival = Arrival { instant: Instant::now(), at: at.parse().unwrap() };
+        let mut settlement = opened_at(&core, arrival);
+        let open = settlement.open.as_mut().unwrap();
+        let cost = open.cost(Some(model), &usage, None, 1000, true);
+        (cost, open.metadata.contains_key("default_price"))
+    };
+    assert_eq!(cost("2026-11-30T23:59:59.999999Z", "m"), (1_000_000, false));
+    assert_eq!(cost("2026-12-01T00:00:00Z", "m"), (2_000_000, false));
+    assert_eq!(cost("2026-12-01T00:00:00Z", "unheard-of"), (150_000, true));
+}
+
+#[tokio::test]
+async fn a_request_has_its_price_though_it_used_no_token_and_only_when_it_was_served() {
+    let data = tempfile::tempdir().unwrap();
+    let model = [("TOLLGATE__PRICES__M__INPUT", "1.0"), ("TOLLGATE__PRICES__M__PER_REQUEST", "0.005")];
+    let (core, _journal) = core_with(data.path(), model);
+    let mut settlement = opened(&core);
+    let open = settlement.open.as_mut().unwrap();
+    assert_eq!(open.cost(Some("m"), &TokenUsage::default(), None, 0, true), 5_000_000);
+    assert_eq!(open.cost(Some("m"), &TokenUsage::default(), None, 0, false), 0);
 }
