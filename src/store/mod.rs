@@ -8,7 +8,7 @@
 //! 4. An event and what it adds to the live counters are one transaction: see [`events`].
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
-//! misses the cache, the admin API at its leisure. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! misses the cache, the admin API at its leisure. Hearing of what others wrote: [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
 //! the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
@@ -20,6 +20,7 @@ pub mod audit;
 pub mod events;
 pub mod jobs;
 pub mod leases;
+pub mod listen;
 pub mod migrate;
 pub mod private;
 pub mod replicas;
@@ -28,6 +29,7 @@ pub mod tenants;
 pub mod usage;
 
 pub use jobs::{AggregateReport, CleanUpReport};
+pub use listen::{Heard, Listener};
 pub use migrate::{Migrated, SCHEMA_VERSION, SchemaState};
 pub use pool::{Config, PoolCounts, Store, StoreError};
 pub use private::{PrivateError, PrivatePostgres};
