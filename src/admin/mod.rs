@@ -13,6 +13,7 @@ mod auth;
 mod context;
 mod cursor;
 mod health;
+mod overrides;
 mod pages;
 mod params;
 mod problem;
@@ -26,5 +27,6 @@ mod usage;
 pub use router::router;
 pub use serve::serve;
 pub use state::{
-    Aggregation, AuditSink, Config, Health, HealthSource, Part, QuotaSource, QuotaView, State, Status,
+    Aggregation, AuditSink, Config, Health, HealthSource, Part, PlanSource, QuotaSource, QuotaView, State,
+    Status,
 };

@@ -8,7 +8,8 @@
 //! 4. An event and what it adds to the live counters are one transaction: see [`events`].
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
-//! misses the cache, the admin API at its leisure. Hearing of what others wrote: [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
+//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
 //! the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
@@ -22,6 +23,7 @@ pub mod jobs;
 pub mod leases;
 pub mod listen;
 pub mod migrate;
+pub mod overrides;
 pub mod private;
 pub mod replicas;
 pub mod report;

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::meter::Counter;
 use crate::proxy::PolicyParts;
-use crate::quota::{Enforcer, Plans};
+use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
@@ -35,6 +35,7 @@ fn core_in(data: &std::path::Path) -> (Arc<Core>, Journal) {
     let core = Core {
         policy: ArcSwap::from_pointee(policy.unwrap()),
         directory: Directory::new(settings.directory.clone(), None, runtime, metrics.clone()),
+        overrides: Overrides::new(),
         enforcer: Enforcer::new(metrics.clone()),
         recorder,
         counter: Counter::start(1, 16),
