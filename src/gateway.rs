@@ -14,6 +14,7 @@ mod health;
 mod jobs;
 mod notices;
 mod overrides;
+mod plan_changes;
 mod policy;
 mod reload;
 
@@ -140,6 +141,7 @@ impl Gateway {
             stop.clone(),
         ));
         background.spawn(notices.run(live.hydrated(), stop.clone()));
+        background.spawn(plan_changes::record(store.clone(), core.clone(), stop.clone()));
 
         let shipped = CancellationToken::new();
         let shipping = {

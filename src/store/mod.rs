@@ -24,6 +24,7 @@ pub mod leases;
 pub mod listen;
 pub mod migrate;
 pub mod overrides;
+pub mod plans;
 pub mod private;
 pub mod replicas;
 pub mod report;

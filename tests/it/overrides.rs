@@ -182,3 +182,60 @@ async fn without_its_database_a_replica_holds_what_it_knows_takes_no_edit_and_ca
         .await;
     stop([first, second]).await;
 }
+
+#[tokio::test]
+async fn a_change_of_plan_is_noticed_by_both_replicas_and_audited_once() {
+    let (upstream, database) = (service().await, shared().database());
+    let client = database.connect().await;
+    client.batch_execute("CREATE TABLE trial_tenants (tenant_id TEXT, plan_upgraded_to TEXT)").await.unwrap();
+    client
+        .batch_execute("INSERT INTO trial_tenants VALUES ('tn_up', NULL), ('tn_other', 'pro')")
+        .await
+        .unwrap();
+    let start = async || gateway(&upstream, &database).set("tenant.cache_ttl", "0s").start().await;
+    let (here, there) = (start().await, start().await);
+    let plan = async |gateway: &TestGateway| standing(gateway, "tn_up").await["plan"].clone();
+    for gateway in [&here, &there] {
+        assert_eq!(gateway.ask(batch("tn_up", 1)).await.status, 200);
+        assert_eq!(plan(gateway).await, "trial");
+    }
+    let noticed = async |results: f64| {
+        within("both have noticed", async {
+            loop {
+                let mut sum = 0.0;
+                for gateway in [&here, &there] {
+                    sum += gateway.metric("tollgate_plan_changes_total{result=\"recorded\"}").await;
+                    sum += gateway.metric("tollgate_plan_changes_total{result=\"known\"}").await;
+                }
+                if sum >= results {
+                    break;
+                }
+            }
+        })
+        .await;
+    };
+    // To a plan, back, and to the plan again; then to one that the config does not know.
+    for (at, (to, shown)) in
+        [("pro", "pro"), ("trial", "trial"), ("pro", "pro"), ("platinum", "trial")].into_iter().enumerate()
+    {
+        client
+            .batch_execute(&format!(
+                "UPDATE trial_tenants SET plan_upgraded_to = '{to}' WHERE tenant_id = 'tn_up'"
+            ))
+            .await
+            .unwrap();
+        for gateway in [&here, &there] {
+            assert_eq!(gateway.ask(batch("tn_up", 1)).await.status, 200);
+            assert_eq!(plan(gateway).await, shown);
+        }
+        noticed(2.0 * (at as f64 + 1.0)).await;
+    }
+    assert!(here.metric("tollgate_unknown_plans_total").await >= 1.0);
+    let rows = database.rows(
+        "SELECT old_values ->> 'plan', new_values ->> 'plan', category, actor_type, tenant_id FROM audit_events
+         WHERE event_type = 'trial_upgraded' ORDER BY timestamp",
+    );
+    let row = |old: &str, new: &str| [old, new, "trial_event", "system", "tn_up"].map(str::to_owned).to_vec();
+    assert_eq!(rows, [row("trial", "pro"), row("pro", "trial"), row("trial", "pro"), row("pro", "platinum")]);
+    stop([here, there]).await;
+}
