@@ -5,7 +5,7 @@
 //!    is lost, and through a pooler that hands connections around (PgBouncer's transaction mode) nothing is ever heard.
 //!    So every (re)connection is told as [`Heard::Connected`], upon which the listener looks for itself.
 //! 3. No task and no queue: [`Listener::heard`] drives the connection. What is not fetched waits in the server.
-//! 4. A peer that vanished is noticed by the kernel's probes within [`SILENCE`] and some seconds.
+//! 4. A peer that vanished is noticed by the kernel's probes within some ten seconds.
 
 use std::fmt;
 use std::future::poll_fn;
