@@ -35,7 +35,7 @@ fn tenant(number: usize) -> TenantId {
 fn entitlement(limit: u64) -> Entitlement {
     let mut limits = Limits::unlimited();
     Dimension::STANDARD.iter().for_each(|dimension| limits.set(*dimension, Some(limit)));
-    Entitlement { plan: "pro".into(), limits: Arc::new(limits), zone: TimeZone::UTC }
+    Entitlement { plan: "pro".into(), limits: Arc::new(limits), zone: TimeZone::UTC, blocked: false }
 }
 
 fn exchange(enforcer: &Arc<Enforcer>, tenant: &TenantId, entitlement: &Entitlement) {

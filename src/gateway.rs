@@ -1,7 +1,8 @@
 //! The composition root: every part is made here, joined to the others here, and stopped here.
 //!
 //! Start: journal (a gateway that can't record does not start) → listeners bound → database reached, or not → quotas
-//! hydrated → accept. Stop: drain → flush the journal to Postgres as far as it answers → close the journal.
+//! hydrated, operators' overrides read → accept. Stop: drain → flush the journal to Postgres as far as it answers → close
+//! the journal.
 //!
 //! Constraints:
 //! 1. The database being away delays a start by its connect timeout at most, and never prevents it.
@@ -11,6 +12,9 @@
 mod database;
 mod health;
 mod jobs;
+mod notices;
+mod overrides;
+mod plan_changes;
 mod policy;
 mod reload;
 
@@ -30,11 +34,12 @@ use uuid::Uuid;
 
 use self::database::Keeper;
 use self::health::Live;
+use self::notices::Notices;
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
 use crate::proxy::{Core, Drains, Listener, Proxy};
-use crate::quota::Enforcer;
+use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
 use crate::store::{self, PrivatePostgres, Store};
@@ -102,9 +107,11 @@ impl Gateway {
             Record::Audit(_) => {}
         });
 
+        let overrides = Overrides::new();
         let core = Arc::new(Core {
-            policy: ArcSwap::from_pointee(policy::of(&settings, &metrics)?),
+            policy: ArcSwap::from_pointee(policy::of(&settings, &overrides, &metrics)?),
             directory,
+            overrides,
             enforcer: enforcer.clone(),
             recorder,
             counter: Counter::start(1, COUNT_QUEUE),
@@ -125,6 +132,17 @@ impl Gateway {
         let keeper = keeper.first_look(config.connect_timeout).await;
         let hydrated = live.hydrated();
         background.spawn(keeper.run(stop.clone()));
+
+        let notices = Notices::new(store.clone());
+        background.spawn(overrides::follow(
+            store.clone(),
+            core.clone(),
+            live.clone(),
+            notices.subscribe(),
+            stop.clone(),
+        ));
+        background.spawn(notices.run(live.hydrated(), stop.clone()));
+        background.spawn(plan_changes::record(store.clone(), core.clone(), stop.clone()));
 
         let shipped = CancellationToken::new();
         let shipping = {
@@ -153,6 +171,8 @@ impl Gateway {
             store: store.clone(),
             health: live.source(),
             quota: quota_source(core.clone()),
+            plans: plan_source(core.clone()),
+            overrides: core.overrides.clone(),
             aggregate: jobs::on_request(store.clone(), metrics),
             audit: audit_sink(core.clone()),
         };
@@ -286,13 +306,14 @@ fn quota_source(core: Arc<Core>) -> admin::QuotaSource {
         Box::pin(async move {
             let now = jiff::Timestamp::now();
             let (entitlement, plans) = core.entitlement(&tenant, now).await;
-            admin::QuotaView {
-                plan: entitlement.plan.clone(),
-                standings: core.enforcer.standings(&tenant, &entitlement, now),
-                overridden: plans.overriding(&tenant, now).cloned(),
-            }
+            let standings = core.enforcer.standings(&tenant, &entitlement, now);
+            admin::QuotaView::new(&entitlement, standings, &plans.layers(&tenant, now))
         })
     })
+}
+
+fn plan_source(core: Arc<Core>) -> admin::PlanSource {
+    Arc::new(move || core.policy.load().plans.names())
 }
 
 fn audit_sink(core: Arc<Core>) -> admin::AuditSink {

@@ -67,6 +67,10 @@ pub struct Metrics {
     pub unknown_models: Counter,
     /// Tenants on a plan that the config does not know.
     pub unknown_plans: Counter,
+    /// Tenants with an override that an operator set.
+    pub overridden: Gauge,
+    /// Changes of plan in the service's database, by `result`: recorded, known (another replica was first), lost.
+    pub plan_changes: Family<Label, Counter>,
     /// Counting jobs not taken because the counting queue was full: estimated instead.
     pub counts_estimated: Counter,
     /// Look-ups in the service's database, by `answer`: hit, known, absent, stale, unavailable.
@@ -156,6 +160,8 @@ impl Metrics {
                 Counter::default(),
             ),
             unknown_plans: add(r, "unknown_plans", "Look-ups that gave an unknown plan", Counter::default()),
+            overridden: add(r, "overridden_tenants", "Tenants with an operator's override", Gauge::default()),
+            plan_changes: add(r, "plan_changes", "Changes of plan noticed, by result", Family::default()),
             counts_estimated: add(r, "counts_estimated", "Counts estimated under load", Counter::default()),
             look_ups: add(r, "look_ups", "Tenant and plan look-ups, by answer", Family::default()),
             events_queued: add(r, "events_queued", "Records handed to the journal", Counter::default()),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::answer::{self, Rows};
 use super::auth::Role;
 use super::context::{Context, rfc3339};
-use super::params::{Params, days_before};
+use super::params::{self, Params, days_before};
 use super::problem::Problem;
 use crate::model::event::{Actor, AuditEvent, AuditResult};
 use crate::store::audit::{self, Place, Question, Resolution};
@@ -34,12 +34,6 @@ const DEFAULT_DAYS: i64 = 30;
 
 /// The longest resolution, in characters: an account of what was done, not a file.
 const MAX_RESOLUTION: usize = 4000;
-
-/// The longest body of a resolution, in bytes.
-const MAX_BODY: usize = 32 * 1024;
-
-/// How long a body may take to come.
-const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What the middleware knows of the caller, for handlers that record who did something.
 #[derive(Clone, Debug)]
@@ -150,14 +144,7 @@ pub(super) async fn resolve(
 }
 
 async fn resolution(body: Body) -> Result<String, Problem> {
-    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY));
-    let bytes = match read.await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => {
-            return Err(Problem::Body(format!("the body must come whole and not exceed {MAX_BODY} bytes")));
-        }
-        Err(_) => return Err(Problem::Body("the body took too long".to_owned())),
-    };
+    let bytes = params::whole(body).await?;
     let resolve: Resolve = serde_json::from_slice(&bytes)
         .map_err(|error| Problem::Body(format!("not {{\"resolution\": …}}: {error}")))?;
     let text = resolve.resolution;
@@ -218,7 +205,7 @@ pub(super) fn event(caller: &Caller, event_type: &str, category: &str) -> AuditE
 }
 
 /// The client's program, as far as it can stand in a row: 200 printable characters.
-fn user_agent(headers: &HeaderMap) -> Option<String> {
+pub(super) fn user_agent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::USER_AGENT)?.to_str().ok()?;
     Some(text.chars().filter(|c| !c.is_control()).take(200).collect())
 }

@@ -14,6 +14,7 @@ mod context;
 mod cursor;
 mod health;
 mod models;
+mod overrides;
 mod pages;
 mod params;
 mod problem;
@@ -27,5 +28,6 @@ mod usage;
 pub use router::router;
 pub use serve::serve;
 pub use state::{
-    Aggregation, AuditSink, Config, Health, HealthSource, Part, QuotaSource, QuotaView, State, Status,
+    Aggregation, AuditSink, Config, Health, HealthSource, Part, PlanSource, QuotaSource, QuotaView, State,
+    Status,
 };

@@ -1,5 +1,8 @@
-//! Query parameters, read strictly: what is not known, repeated or malformed is refused by name.
+//! Query parameters and bodies, read strictly: what is not known, repeated or malformed is refused by name.
 
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -17,6 +20,12 @@ pub(super) const MAX_LIMIT: u32 = 1000;
 
 /// The longest range that a call may ask for: ten years and the leap days.
 const MAX_RANGE_DAYS: i64 = 3_660;
+
+/// The longest body, in bytes: what a call takes is a few fields.
+const MAX_BODY: usize = 32 * 1024;
+
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
@@ -111,6 +120,15 @@ impl Params {
     }
 }
 
+/// The whole of a body, within bounds of size and time.
+pub(super) async fn whole(body: Body) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => Err(Problem::Body(format!("the body must come whole and not exceed {MAX_BODY} bytes"))),
+        Err(_) => Err(Problem::Body("the body took too long".to_owned())),
+    }
+}
+
 /// `days` days of 24 hours before `instant`.
 pub(super) fn days_before(instant: Timestamp, days: i64) -> Timestamp {
     Timestamp::from_second(instant.as_second() - days * SECONDS_PER_DAY).unwrap_or(Timestamp::MIN)
@@ -120,9 +138,13 @@ fn after(now: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond() + 1).unwrap_or(Timestamp::MAX)
 }
 
+/// What a caller wrote, cut and escaped to be shown: it goes into a log line as well.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(40).collect::<String>().escape_debug().collect()
+}
+
 fn unknown(name: &str, known: &[&str]) -> Problem {
-    // What the caller wrote is shown cut and escaped: it goes into a log line as well.
-    let shown: String = name.chars().take(40).collect::<String>().escape_debug().collect();
+    let shown = shown(name);
     let reason = if known.is_empty() {
         "this call takes no parameters".to_owned()
     } else {
@@ -147,7 +169,8 @@ fn decode(text: &str) -> Result<String, &'static str> {
     Ok(decoded.into_owned())
 }
 
-fn instant(name: &'static str, text: &str) -> Result<Timestamp, Problem> {
+/// An instant, as calls write it.
+pub(super) fn instant(name: &'static str, text: &str) -> Result<Timestamp, Problem> {
     parse_instant(text).ok_or_else(|| {
         let hint = if text.contains(' ') { " (in a query, write + as %2B)" } else { "" };
         Problem::parameter(

@@ -16,6 +16,7 @@ use super::state::QuotaView;
 use crate::model::quota::{Dimension, Standing, Unit};
 use crate::model::tenant::TenantId;
 use crate::quota::Origin;
+use crate::quota::overrides::{Override, Setting};
 
 /// `GET /api/admin/tenants/{id}/quota`
 pub(super) async fn effective(
@@ -24,15 +25,26 @@ pub(super) async fn effective(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     Params::parse(query.as_deref(), &[])?;
+    let tenant = tenant(id)?;
+    answer::json(&standing(&context, &tenant).await)
+}
+
+/// The tenant that the path names.
+pub(super) fn tenant(id: Result<Path<String>, PathRejection>) -> Result<TenantId, Problem> {
     let Path(id) = id.map_err(|_| Problem::parameter("id", "is not UTF-8"))?;
-    let tenant = TenantId::parse(&id).map_err(|error| Problem::parameter("id", error.to_string()))?;
-    let view = (context.state.quota)(&tenant).await;
+    TenantId::parse(&id).map_err(|error| Problem::parameter("id", error.to_string()))
+}
+
+/// How the tenant stands now, as an answer.
+pub(super) async fn standing(context: &Context, tenant: &TenantId) -> Value {
+    let view = (context.state.quota)(tenant).await;
+    let now = Timestamp::now();
     let quotas: Map<String, Value> = view
         .standings
         .iter()
         .map(|standing| {
             let mut quota = quota(standing);
-            quota.insert("origin".to_owned(), json!(origin(&view, standing.dimension).as_str()));
+            quota.insert("origin".to_owned(), json!(view.origin(standing.dimension).as_str()));
             (standing.dimension.to_string(), Value::Object(quota))
         })
         .collect();
@@ -44,20 +56,36 @@ pub(super) async fn effective(
             "expires": o.expires.map(rfc3339),
         })
     });
-    answer::json(&json!({
+    json!({
         "tenantId": tenant.as_str(),
         "plan": view.plan.as_str(),
+        "planOrigin": view.plan_origin.as_str(),
+        "blocked": view.blocked,
         "quotas": quotas,
         "anyExceeded": view.standings.iter().any(exceeded),
         "override": overridden,
-        "timestamp": rfc3339(Timestamp::now()),
-    }))
+        "adminOverrides": view.set.iter().map(|o| set(o, now)).collect::<Vec<_>>(),
+        "timestamp": rfc3339(now),
+    })
 }
 
-/// Where a limit comes from: the config where an override of it sets the limit, else the plan.
-fn origin(view: &QuotaView, dimension: Dimension) -> Origin {
-    let set = view.overridden.as_ref().is_some_and(|o| o.limits.iter().any(|(d, _)| *d == dimension));
-    if set { Origin::Config } else { Origin::Plan }
+/// An override that an operator set.
+fn set(o: &Override, now: Timestamp) -> Value {
+    let mut told = json!({
+        "dimension": o.setting.target().to_string(),
+        "reason": o.reason,
+        "author": o.author,
+        "expires": o.expires.map(rfc3339),
+        "expired": !o.holds(now),
+        "createdAt": rfc3339(o.created),
+        "updatedAt": rfc3339(o.updated),
+    });
+    match &o.setting {
+        Setting::Limit(_, limit) => told["limit"] = json!(limit),
+        Setting::Plan(plan) => told["plan"] = json!(plan.as_str()),
+        Setting::Blocked => told["blocked"] = json!(true),
+    }
+    told
 }
 
 /// `quota` of the usage answer: one line a unit.
@@ -131,7 +159,15 @@ mod tests {
     }
 
     fn view(standings: Vec<Standing>) -> QuotaView {
-        QuotaView { plan: PlanName::from("trial"), standings, overridden: None }
+        QuotaView {
+            plan: PlanName::from("trial"),
+            plan_origin: Origin::Plan,
+            blocked: false,
+            standings,
+            origins: Vec::new(),
+            overridden: None,
+            set: Vec::new(),
+        }
     }
 
     #[test]
@@ -176,17 +212,14 @@ mod tests {
             let amounts = Amounts { tokens: 450, api_calls: 1, ..Amounts::default() };
             let reservation = enforcer.reserve(&tenant, &entitlement, amounts, true, now).unwrap();
             reservation.settle(Amounts { tokens: 300, ..amounts });
-            QuotaView {
-                standings: enforcer.standings(&tenant, &entitlement, now),
-                plan: entitlement.plan,
-                overridden: plans.overriding(&tenant, now).cloned(),
-            }
+            let standings = enforcer.standings(&tenant, &entitlement, now);
+            QuotaView::new(&entitlement, standings, &plans.layers(&tenant, now))
         });
         for (view, limit, from) in [(&views[0], 10_000, Origin::Plan), (&views[1], 20_000, Origin::Config)] {
             let tokens = &overview(view)["quotas"]["tokens"];
             assert_eq!((&tokens["limit"], &tokens["used"]), (&json!(limit), &json!(300)));
             assert_eq!(tokens["remaining"], limit - 300);
-            assert_eq!(origin(view, day), from);
+            assert_eq!(view.origin(day), from);
         }
     }
 

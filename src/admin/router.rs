@@ -13,7 +13,7 @@ use axum::Router;
 use axum::extract::{self, ConnectInfo, MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
@@ -23,7 +23,7 @@ use super::context::Context;
 use super::problem::{Problem, render};
 use super::state::State;
 use super::throttle::Turn;
-use super::{aggregate, auth, health, models, pages, quotas, usage};
+use super::{aggregate, auth, health, models, overrides, pages, quotas, usage};
 use crate::telemetry::bump;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -44,7 +44,10 @@ pub(super) fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/api/admin/usage", get(usage::usage)),
         ("/api/admin/models", get(models::list)),
         (auth::AGGREGATE_PATH, get(aggregate::status).merge(post(aggregate::run))),
-        ("/api/admin/tenants/{id}/quota", get(quotas::effective)),
+        (
+            "/api/admin/tenants/{id}/quota",
+            get(quotas::effective).merge(put(overrides::set)).merge(delete(overrides::remove)),
+        ),
         ("/api/admin/audit", get(audit::list)),
         ("/api/admin/audit/{event_id}/resolve", post(audit::resolve)),
     ]

@@ -7,9 +7,10 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use crate::model::event::AuditEvent;
-use crate::model::quota::Standing;
+use crate::model::quota::{Dimension, Standing};
 use crate::model::tenant::{PlanName, TenantId};
-use crate::quota::OverrideConfig;
+use crate::quota::overrides::Override;
+use crate::quota::{Entitlement, Layers, Origin, OverrideConfig, Overrides};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -32,6 +33,9 @@ pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 /// Asks how a tenant stands: its plan looked up, its limits, and its use as this replica counts it.
 pub type QuotaSource = Arc<dyn Fn(&TenantId) -> BoxFuture<'static, QuotaView> + Send + Sync>;
 
+/// The names of the plans that the config has now.
+pub type PlanSource = Arc<dyn Fn() -> Vec<PlanName> + Send + Sync>;
+
 /// Runs one aggregation and retention pass. `Ok` is its report, an object whose keys join the answer; `Err` is
 /// said to the operator as it is, so it names no secret.
 pub type Aggregation = Arc<dyn Fn() -> BoxFuture<'static, Result<Map<String, Value>, String>> + Send + Sync>;
@@ -52,6 +56,10 @@ pub struct State {
     pub health: HealthSource,
     /// How tenants stand.
     pub quota: QuotaSource,
+    /// What plans an override may name.
+    pub plans: PlanSource,
+    /// What operators set, as this replica knows it: an edit made here holds here before it is answered.
+    pub overrides: Arc<Overrides>,
     /// The aggregation that `POST /api/admin/metrics/aggregate` starts.
     pub aggregate: Aggregation,
     /// Where what happens here is recorded.
@@ -116,8 +124,36 @@ pub struct Health {
 pub struct QuotaView {
     /// The plan that holds, overrides included.
     pub plan: PlanName,
+    /// Where it comes from.
+    pub plan_origin: Origin,
+    /// An operator has blocked the tenant.
+    pub blocked: bool,
     /// Every dimension, limited or not, with its use in memory.
     pub standings: Vec<Standing>,
+    /// Where limits come from; a dimension that is not named here has the plan's.
+    pub origins: Vec<(Dimension, Origin)>,
     /// The config's override, where one holds now.
     pub overridden: Option<OverrideConfig>,
+    /// What operators set, expired or not.
+    pub set: Vec<Arc<Override>>,
+}
+
+impl QuotaView {
+    /// Puts together what the parts know.
+    pub fn new(entitlement: &Entitlement, standings: Vec<Standing>, layers: &Layers<'_>) -> Self {
+        Self {
+            plan: entitlement.plan.clone(),
+            plan_origin: layers.plan().map_or(Origin::Plan, |(_, origin)| origin),
+            blocked: entitlement.blocked,
+            origins: standings.iter().map(|s| (s.dimension, layers.origin(s.dimension))).collect(),
+            standings,
+            overridden: layers.config().cloned(),
+            set: layers.admin().map(|admin| admin.all().cloned().collect()).unwrap_or_default(),
+        }
+    }
+
+    /// Where a limit comes from.
+    pub fn origin(&self, dimension: Dimension) -> Origin {
+        self.origins.iter().find(|(d, _)| *d == dimension).map_or(Origin::Plan, |(_, origin)| *origin)
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Database, Live};
+use super::overrides;
 use crate::proxy::Core;
 use crate::quota::LeaseSource;
 use crate::settings::OnOutage;
@@ -78,6 +79,7 @@ impl Keeper {
     async fn prepare(&self) -> Result<(), String> {
         self.store.migrate().await.map_err(|error| error.to_string())?;
         self.store.register_replica(&self.address.to_string()).await.map_err(|error| error.to_string())?;
+        overrides::read_all(&self.store, &self.core).await.map_err(|error| error.to_string())?;
         let settled = self.store.settled(jiff::Timestamp::now()).await.map_err(|error| error.to_string())?;
         self.core.enforcer.hydrate(&settled);
         Ok(())

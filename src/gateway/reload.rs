@@ -86,7 +86,7 @@ fn reload(old: &Settings, core: &Core) -> Option<Settings> {
     if changes.is_empty() {
         return None;
     }
-    let policy = match policy::of(&fresh, &core.metrics) {
+    let policy = match policy::of(&fresh, &core.overrides, &core.metrics) {
         Ok(policy) => policy,
         Err(error) => return refused(error.to_string()),
     };

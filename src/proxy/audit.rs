@@ -90,6 +90,13 @@ pub(crate) fn quota_exceeded(trail: &Trail<'_>, refusal: &Refusal) -> AuditEvent
     AuditEvent { result: AuditResult::Failure, ..event }
 }
 
+/// A call of a tenant that an operator has blocked.
+pub(crate) fn tenant_blocked(trail: &Trail<'_>) -> AuditEvent {
+    let new_values = json!({"endpoint": trail.endpoint, "reason": "blocked"});
+    let event = trail.event("tenant_blocked", "error", "execute", trail.ended(), Some(new_values));
+    AuditEvent { result: AuditResult::Failure, ..event }
+}
+
 /// A caller whose token is of one tenant and whose session is of another.
 pub(crate) fn tenant_mismatch(trail: &Trail<'_>, session: &str) -> AuditEvent {
     let new_values = json!({"endpoint": trail.endpoint, "reason": "tenant_mismatch", "session": session});

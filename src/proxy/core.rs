@@ -15,7 +15,7 @@ use crate::meter::Counter;
 use crate::meter::{self, Formats};
 use crate::model::price::PriceTable;
 use crate::model::tenant::TenantId;
-use crate::quota::{Enforcer, Entitlement, Plans};
+use crate::quota::{Enforcer, Entitlement, Overrides, Plans};
 use crate::record::Recorder;
 use crate::telemetry::Metrics;
 use crate::tenant::{Answer, Directory};
@@ -107,6 +107,8 @@ pub struct Core {
     pub policy: ArcSwap<Policy>,
     /// Who is calling.
     pub directory: Arc<Directory>,
+    /// What operators set for single tenants; every policy's plans stand under it, so a reload leaves it alone.
+    pub overrides: Arc<Overrides>,
     /// What is left.
     pub enforcer: Arc<Enforcer>,
     /// What happened.

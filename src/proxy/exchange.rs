@@ -67,6 +67,10 @@ impl Exchange<'_> {
             subject,
             self.arrival,
         );
+        if entitlement.blocked {
+            settlement.blocked(Failure::TenantBlocked.status().as_u16());
+            return Err(Failure::TenantBlocked);
+        }
         if self.core.refusing.load(Ordering::Relaxed) {
             settlement.failed(Outcome::Refused, Failure::QuotaUnavailable.status().as_u16());
             return Err(Failure::QuotaUnavailable);

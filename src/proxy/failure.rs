@@ -35,6 +35,8 @@ pub(crate) enum Failure {
     TokenInvalid,
     /// A token that contradicts the session.
     TenantMismatch,
+    /// An operator has blocked the tenant.
+    TenantBlocked,
     /// Over quota.
     OverQuota(Box<Refusal>),
     /// No connection to the upstream, or it broke before an answer.
@@ -66,7 +68,8 @@ impl Failure {
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Failure::TokenInvalid => StatusCode::UNAUTHORIZED,
-            Failure::TenantMismatch => StatusCode::FORBIDDEN,
+            // Not 429: no waiting and no other plan helps, and a widget must not be told to try again.
+            Failure::TenantMismatch | Failure::TenantBlocked => StatusCode::FORBIDDEN,
             Failure::OverQuota(_) => StatusCode::TOO_MANY_REQUESTS,
             Failure::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -86,6 +89,7 @@ impl Failure {
             Failure::TenantUnidentified(_) => "tenant_unidentified",
             Failure::TokenInvalid => "token_invalid",
             Failure::TenantMismatch => "tenant_mismatch",
+            Failure::TenantBlocked => "tenant_blocked",
             Failure::OverQuota(refusal) if refusal.standing.dimension.window == Window::Minute => {
                 "rate_limited"
             }
@@ -112,6 +116,7 @@ impl Failure {
             Failure::TenantUnidentified(why) => format!("The tenant of this call could not be named: {why}."),
             Failure::TokenInvalid => "The bearer token is invalid or has expired.".into(),
             Failure::TenantMismatch => "The bearer token does not belong to this session's tenant.".into(),
+            Failure::TenantBlocked => "This account is blocked. Please contact support.".into(),
             Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded".into(),
             Failure::OverQuota(_) => "Quota exceeded. Please upgrade your plan.".into(),
             Failure::UpstreamUnreachable => "The service could not be reached. Please try again.".into(),

@@ -130,6 +130,16 @@ impl Settlement {
         open.record_unserved(Outcome::Refused, Some(audit));
     }
 
+    /// Ends an exchange of a tenant that an operator has blocked.
+    pub(crate) fn blocked(mut self, status: u16) {
+        let Some(mut open) = self.open.take() else { return };
+        bump(&open.core.metrics.refusals, "dimension", "blocked");
+        open.metadata.insert("refused_by".into(), json!("blocked"));
+        open.status = Some(status);
+        let audit = audit::tenant_blocked(&open.trail());
+        open.record_unserved(Outcome::Refused, Some(audit));
+    }
+
     /// Ends an exchange that the gateway itself answered, after its tenant was known.
     pub(crate) fn failed(mut self, outcome: Outcome, status: u16) {
         let Some(mut open) = self.open.take() else { return };

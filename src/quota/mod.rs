@@ -20,6 +20,7 @@
 mod enforcer;
 mod lease;
 mod ledger;
+pub mod overrides;
 mod plans;
 mod reservation;
 #[cfg(test)]
@@ -28,5 +29,6 @@ mod tests;
 pub use enforcer::Enforcer;
 pub use lease::{LeaseError, LeaseSource, Settled};
 pub use ledger::Refusal;
-pub use plans::{Entitlement, Origin, OverrideConfig, PlanConfig, Plans};
+pub use overrides::Overrides;
+pub use plans::{Entitlement, Layers, Origin, OverrideConfig, PlanConfig, Plans};
 pub use reservation::Reservation;

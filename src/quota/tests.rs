@@ -14,6 +14,7 @@ use crate::telemetry::Metrics;
 
 mod extending;
 mod model;
+mod overrides;
 mod plans;
 
 const TOKENS: Dimension = Dimension::STANDARD[0];
@@ -40,7 +41,12 @@ fn limited(limits: &[(Dimension, Limit)]) -> Entitlement {
 fn limited_in(zone: &str, limits: &[(Dimension, Limit)]) -> Entitlement {
     let mut all = Limits::unlimited();
     limits.iter().for_each(|(dimension, limit)| all.set(*dimension, *limit));
-    Entitlement { plan: "test".into(), limits: Arc::new(all), zone: TimeZone::get(zone).unwrap() }
+    Entitlement {
+        plan: "test".into(),
+        limits: Arc::new(all),
+        zone: TimeZone::get(zone).unwrap(),
+        blocked: false,
+    }
 }
 
 fn message(tokens: u64) -> Amounts {

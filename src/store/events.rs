@@ -24,7 +24,7 @@ use tokio_postgres::Statement;
 
 use self::rows::Batch;
 use super::pool::{Store, StoreError};
-use crate::model::event::Record;
+use crate::model::event::{AuditEvent, Record};
 use crate::record::{EventSink, SinkError};
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -67,6 +67,16 @@ async fn send(
     let (begin, usage, audit, amend, charge, commit) =
         futures_util::join!(begin, usage, audit, amend, charge, commit);
     begin.and(usage).and(audit).and(amend).and(charge).and(commit)
+}
+
+/// Writes an audit event in the transaction that is open on `client`, for what must not be there without it.
+pub(super) async fn insert_audit(
+    client: &ClientWrapper,
+    event: AuditEvent,
+) -> Result<(), tokio_postgres::Error> {
+    let record = Record::Audit(Box::new(event));
+    let batch = Batch::of(std::slice::from_ref(&record));
+    batch.audit.insert(client, &client.prepare_cached(AUDIT).await?).await.map(drop)
 }
 
 async fn unless(

@@ -8,7 +8,8 @@
 //! 4. An event and what it adds to the live counters are one transaction: see [`events`].
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
-//! misses the cache, the admin API at its leisure. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
+//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
 //! the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
@@ -20,8 +21,11 @@ pub mod audit;
 pub mod events;
 pub mod jobs;
 pub mod leases;
+pub mod listen;
 pub mod migrate;
 pub mod models;
+pub mod overrides;
+pub mod plans;
 pub mod private;
 pub mod replicas;
 pub mod report;
@@ -29,6 +33,7 @@ pub mod tenants;
 pub mod usage;
 
 pub use jobs::{AggregateReport, CleanUpReport};
+pub use listen::{Heard, Listener};
 pub use migrate::{Migrated, SCHEMA_VERSION, SchemaState};
 pub use pool::{Config, PoolCounts, Store, StoreError};
 pub use private::{PrivateError, PrivatePostgres};

@@ -9,6 +9,8 @@ use deadpool_postgres::{
     Runtime, TimeoutType, Timeouts,
 };
 
+use tokio_postgres_rustls::MakeRustlsConnect;
+
 use super::address::Address;
 use super::tls;
 
@@ -49,6 +51,8 @@ pub struct PoolCounts {
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
+    /// How the pool connects, for connections that are not of it.
+    dial: Arc<(tokio_postgres::Config, MakeRustlsConnect)>,
     place: Arc<str>,
     connect_timeout: Duration,
     statement_timeout: Duration,
@@ -69,6 +73,7 @@ impl Store {
         // A peer that vanished without a word is noticed even on a connection that waits for an answer.
         postgres.tcp_user_timeout(config.statement_timeout + config.connect_timeout);
 
+        let dial = Arc::new((postgres.clone(), connector.clone()));
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(postgres, connector, manager);
         let prelude: Arc<str> = prelude(config.statement_timeout).into();
@@ -88,6 +93,7 @@ impl Store {
             .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(Self {
             pool,
+            dial,
             place: address.place.into(),
             connect_timeout: config.connect_timeout,
             statement_timeout: config.statement_timeout,
@@ -134,6 +140,16 @@ impl Store {
         self.pool.close();
     }
 
+    /// What a connection outside the pool is made with.
+    pub(super) fn dial(&self) -> (tokio_postgres::Config, MakeRustlsConnect) {
+        (*self.dial).clone()
+    }
+
+    /// How long a statement may take, with a little for the way.
+    pub(super) fn patience(&self) -> Duration {
+        self.statement_timeout + self.connect_timeout
+    }
+
     /// Runs `work` on `client`, no longer than the statement timeout and a little for the way. The server stops a
     /// statement by itself; this is for a server that hangs. A connection that an answer is still due on is closed
     /// rather than given to the next.
@@ -142,7 +158,7 @@ impl Store {
         client: Object,
         work: impl AsyncFnOnce(&ClientWrapper) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, StoreError> {
-        let patience = self.statement_timeout + self.connect_timeout;
+        let patience = self.patience();
         let doubt = Doubt(Some(client));
         let result = match &doubt.0 {
             Some(client) => tokio::time::timeout(patience, work(client)).await,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -52,6 +52,22 @@ impl Default for Config {
     }
 }
 
+/// An answer that differs from the last one to the same question, as far as that is still in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// What was asked with.
+    pub query: Arc<str>,
+    /// For which key.
+    pub key: Arc<str>,
+    /// The former answer; `None` is "no such row".
+    pub former: Option<Arc<str>>,
+    /// The answer now.
+    pub now: Option<Arc<str>>,
+}
+
+/// Is told of answers that turned. Called where look-ups land: it must not block.
+pub type TurnSink = Box<dyn Fn(Turn) + Send + Sync>;
+
 /// Cached look-ups: bounded, expiring, one flight a key; when the database is away, the last known answer.
 pub struct Directory {
     config: Config,
@@ -59,6 +75,7 @@ pub struct Directory {
     runtime: Handle,
     cache: Cache<Key, Arc<Entry>>,
     misses: Mutex<Misses>,
+    turns: OnceLock<TurnSink>,
     counts: Counts,
 }
 
@@ -128,7 +145,13 @@ impl Directory {
     ) -> Arc<Self> {
         let cache = Cache::new(config.capacity.max(1));
         let counts = Counts::new(&metrics);
-        Arc::new(Self { config, source, runtime, cache, misses: Mutex::default(), counts })
+        let (misses, turns) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { config, source, runtime, cache, misses, turns, counts })
+    }
+
+    /// Has `sink` told of answers that turned. The first sink stays.
+    pub fn tell_turns(&self, sink: TurnSink) {
+        let _ = self.turns.set(sink);
     }
 
     /// Looks `key` up with `query`.
@@ -276,6 +299,7 @@ impl Pilot {
         match answered {
             Ok(value) => {
                 let entry = self.directory.entry(value, now);
+                self.tell_turn(&entry);
                 self.directory.cache.insert(self.key.clone(), entry.clone());
                 if self.directory.misses().breaker(query).answered(now) {
                     tracing::info!("look-ups in the service's database are answered again");
@@ -287,6 +311,18 @@ impl Pilot {
                     tracing::warn!(%error, %query, "look-ups in the service's database fail; the last known answers hold");
                 }
             }
+        }
+    }
+}
+
+impl Pilot {
+    /// One look-up for a key is in the air at a time, so a turn is told once here, however many requests see it.
+    fn tell_turn(&self, entry: &Entry) {
+        let Some(sink) = self.directory.turns.get() else { return };
+        let Some(former) = self.directory.cache.peek(&self.key) else { return };
+        if former.value != entry.value {
+            let Key { query, key } = self.key.clone();
+            sink(Turn { query, key, former: former.value.clone(), now: entry.value.clone() });
         }
     }
 }

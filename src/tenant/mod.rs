@@ -18,5 +18,5 @@ mod source;
 mod tests;
 
 pub use answers::{Answer, MAX_BYTES};
-pub use directory::{Config, Directory};
+pub use directory::{Config, Directory, Turn, TurnSink};
 pub use source::{SourceError, TenantSource};

@@ -373,6 +373,29 @@ async fn fault_92_memory_is_bounded_whatever_clients_ask_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_turned_is_told_once_and_one_that_stays_is_not() {
+    let mut bench = Bench::new();
+    let (turned, mut turns) = mpsc::unbounded_channel();
+    bench.directory.tell_turns(Box::new(move |turn| turned.send((turn.former, turn.now)).unwrap()));
+    bench.learn("tn_one", "trial").await;
+    for value in ["trial", "pro"] {
+        advance(Duration::from_secs(61)).await;
+        let requests = [bench.request("tn_one"), bench.request("tn_one")];
+        bench.asked().await.answer(value);
+        for request in requests {
+            assert_eq!(request.await.unwrap(), known(value));
+        }
+    }
+    advance(Duration::from_secs(61)).await;
+    let request = bench.request("tn_one");
+    bench.asked().await.absent();
+    request.await.unwrap();
+    assert_eq!(turns.recv().await, Some((Some("trial".into()), Some("pro".into()))));
+    assert_eq!(turns.recv().await, Some((Some("pro".into()), None)));
+    assert!(turns.try_recv().is_err(), "a first answer is no turn, nor is the same one again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_database_there_is_no_such_row() {
     let directory = Directory::new(Config::default(), None, Handle::current(), Metrics::new());
     assert_eq!(directory.look_up(&"SELECT 1".into(), "s1").await, Answer::Absent);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // the harness is a test too; clippy only knows functions marked so
 
 mod desk;
+mod overrides;
 
 use std::time::{Duration, Instant};
 
@@ -305,6 +306,7 @@ async fn fault_101_a_viewer_reads_and_changes_nothing() {
     let calls = [
         ("POST", "/api/admin/metrics/aggregate"),
         ("POST", resolve),
+        ("PUT", "/api/admin/tenants/tn_one/quota"),
         ("DELETE", "/api/admin/tenants/tn_one/quota"),
     ];
     for (method, target) in calls {
@@ -425,10 +427,10 @@ async fn unknown_paths_are_404_and_wrong_methods_405_in_json() {
     for target in ["/nothing", "/api", "/api/administer", "/api/admin/nothing", "/api/admin/", "/metrics/"] {
         assert_eq!(desk.get(target).await.failure().0, 404, "{target}");
     }
-    for method in ["PUT", "DELETE", "PATCH"] {
+    for method in ["POST", "PATCH"] {
         let answer = desk.call(method, "/api/admin/tenants/tn_one/quota", &[OPERATOR], None).await;
         assert_eq!(answer.failure(), (405, "method_not_allowed".to_owned(), None));
-        assert_eq!(answer.header("allow"), Some("GET,HEAD"));
+        assert_eq!(answer.header("allow"), Some("GET,HEAD,PUT,DELETE"));
     }
     let answer = desk.call("POST", "/metrics", &[], None).await;
     assert_eq!((answer.status, answer.header("allow")), (405, Some("GET,HEAD")));
@@ -472,6 +474,8 @@ async fn a_database_that_is_away_hangs_or_has_no_schema_is_said_so_quickly() {
             ("GET", "/api/admin/audit", None),
             ("GET", "/api/admin/metrics/aggregate", None),
             ("POST", resolve, Some("{\"resolution\": \"x\"}")),
+            ("PUT", "/api/admin/tenants/tn_one/quota", Some("{\"tokens_per_day\": 5}")),
+            ("DELETE", "/api/admin/tenants/tn_one/quota", None),
         ] {
             let began = Instant::now();
             let answer = desk.call(method, target, &[OPERATOR], body).await;

@@ -10,6 +10,7 @@ mod gateway;
 mod harness;
 mod nginx;
 mod outages;
+mod overrides;
 mod postgres;
 mod prices;
 mod recording;

@@ -5,6 +5,7 @@
 mod events;
 mod faults;
 mod functions;
+mod listen;
 mod plans;
 mod private;
 mod records;

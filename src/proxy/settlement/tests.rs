@@ -14,7 +14,7 @@ use crate::model::tenant::TenantId;
 use crate::model::tokens::TokenUsage;
 use crate::proxy::headers::Caller;
 use crate::proxy::{Drains, PolicyParts};
-use crate::quota::{Enforcer, Plans};
+use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
@@ -46,6 +46,7 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
     let core = Core {
         policy: ArcSwap::from_pointee(policy.unwrap()),
         directory: Directory::new(settings.directory.clone(), None, runtime, metrics.clone()),
+        overrides: Overrides::new(),
         enforcer: Enforcer::new(metrics.clone()),
         recorder,
         counter: Counter::start(1, 16),

@@ -38,15 +38,15 @@ fn overrides_go_before_the_plan_and_end_when_they_expire() {
     let during = plans.entitlement(&tenant("tn_one"), Some("trial"), noon());
     assert_eq!(during.plan, PlanName::from("pro"));
     assert_eq!((during.limits.limit(TOKENS), during.limits.limit(MESSAGES)), (Some(500), Some(7)));
-    let origins = plans.origins(&tenant("tn_one"), Some("trial"), noon());
-    assert!(origins.contains(&(MESSAGES, Some(7), Origin::Config)));
-    assert!(origins.contains(&(CALLS, None, Origin::Config)));
-    assert!(origins.contains(&(TOKENS, Some(500), Origin::Plan)));
-    assert_eq!(plans.overriding(&tenant("tn_one"), noon()), Some(&config));
+    let layers = |now| plans.layers(&tenant("tn_one"), now);
+    let origins = [MESSAGES, CALLS, TOKENS].map(|dimension| layers(noon()).origin(dimension));
+    assert_eq!(origins, [Origin::Config, Origin::Config, Origin::Plan]);
+    assert_eq!(layers(noon()).plan(), Some((&"pro".into(), Origin::Config)));
+    assert_eq!(layers(noon()).config(), Some(&config));
 
     let after = plans.entitlement(&tenant("tn_one"), Some("trial"), expires);
     assert_eq!((after.plan.as_str(), after.limits.limit(TOKENS)), ("trial", Some(10)));
-    assert_eq!(plans.overriding(&tenant("tn_one"), expires), None);
+    assert_eq!((layers(expires).config(), layers(expires).plan()), (None, None));
     let other = plans.entitlement(&tenant("tn_two"), Some("trial"), noon());
     assert_eq!(other.limits.limit(MESSAGES), None, "an override is one tenant's");
 }

@@ -14,9 +14,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tollgate::admin::{self, Health, Part, QuotaView, State, Status};
 use tollgate::model::event::AuditEvent;
-use tollgate::model::quota::{Dimension, Standing};
-use tollgate::model::tenant::PlanName;
-use tollgate::quota::OverrideConfig;
+use tollgate::model::quota::{Dimension, Limits, Standing};
+use tollgate::model::tenant::{PlanName, TenantId};
+use tollgate::quota::{OverrideConfig, Overrides, PlanConfig, Plans};
 use tollgate::store::{self, Store};
 use tollgate::telemetry::Metrics;
 
@@ -69,6 +69,7 @@ impl Setup {
         let audits: Arc<Mutex<Vec<AuditEvent>>> = Arc::default();
         let heard = Arc::clone(&audits);
         let (status, aggregate, override_of_tokens) = (self.status, self.aggregate, self.override_of_tokens);
+        let overrides = Overrides::new();
         let state = State {
             config: admin::Config {
                 listen: ([127, 0, 0, 1], 0).into(),
@@ -82,7 +83,15 @@ impl Setup {
                 status,
                 parts: vec![Part { name: "database", state: "down", detail: "<refused>".to_owned() }],
             }),
-            quota: Arc::new(move |_| Box::pin(async move { quota(override_of_tokens) })),
+            quota: {
+                let overrides = overrides.clone();
+                Arc::new(move |tenant| {
+                    let view = quota(tenant, override_of_tokens, &overrides);
+                    Box::pin(std::future::ready(view))
+                })
+            },
+            plans: Arc::new(|| vec!["pro".into(), "trial".into()]),
+            overrides,
             aggregate: Arc::new(move || Box::pin(std::future::ready(aggregate.clone()))),
             audit: Arc::new(move |event| heard.lock().unwrap().push(event)),
         };
@@ -96,30 +105,38 @@ impl Setup {
 }
 
 /// A trial tenant that has used a tenth of its tokens.
-fn quota(override_of_tokens: Option<u64>) -> QuotaView {
+fn quota(tenant: &TenantId, override_of_tokens: Option<u64>, overrides: &Arc<Overrides>) -> QuotaView {
     let now = Timestamp::now();
-    let standing = |dimension: Dimension, limit, used| Standing {
+    let [tokens, calls, messages, _] = Dimension::STANDARD;
+    let plan = |tokens_of_plan| {
+        let mut limits = Limits::unlimited();
+        limits.set(tokens, Some(tokens_of_plan));
+        limits.set(calls, Some(30));
+        limits.set(messages, Some(100));
+        PlanConfig { limits, zone: "UTC".to_owned() }
+    };
+    let config = override_of_tokens.map(|limit| OverrideConfig {
+        limits: vec![(tokens, Some(limit))],
+        reason: Some("pilot".to_owned()),
+        expires: Some("2027-01-31T00:00:00Z".parse().unwrap()),
+        ..OverrideConfig::default()
+    });
+    let plans = Plans::new(
+        [(PlanName::from("trial"), plan(10_000)), ("pro".into(), plan(500_000))].into(),
+        config.map(|config| (tenant.clone(), config)).into_iter().collect(),
+        "trial".into(),
+        Metrics::new(),
+    );
+    let plans = plans.unwrap().with_admin(overrides.clone());
+    let entitlement = plans.entitlement(tenant, None, now);
+    let standing = |(dimension, limit): (Dimension, _)| Standing {
         dimension,
         limit,
-        used,
+        used: if dimension == tokens { 1_000 } else { 3 },
         span: dimension.window.span(&TimeZone::UTC, now),
     };
-    let [tokens, calls, messages, embeddings] = Dimension::STANDARD;
-    QuotaView {
-        plan: PlanName::from("trial"),
-        standings: vec![
-            standing(tokens, Some(override_of_tokens.unwrap_or(10_000)), 1_000),
-            standing(calls, Some(30), 0),
-            standing(messages, Some(100), 3),
-            standing(embeddings, None, 9),
-        ],
-        overridden: override_of_tokens.map(|limit| OverrideConfig {
-            limits: vec![(tokens, Some(limit))],
-            reason: Some("pilot".to_owned()),
-            expires: Some("2027-01-31T00:00:00Z".parse().unwrap()),
-            ..OverrideConfig::default()
-        }),
-    }
+    let standings = entitlement.limits.iter().map(standing).collect();
+    QuotaView::new(&entitlement, standings, &plans.layers(tenant, now))
 }
 
 /// An answer.
