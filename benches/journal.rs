@@ -43,6 +43,7 @@ fn usage(n: u64) -> Record {
         request_id: "018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f".into(),
         metadata: serde_json::Map::new(),
         charges: Dimension::STANDARD.map(charge).to_vec(),
+        lease_run: 0,
     }))
 }
 

@@ -5,6 +5,7 @@ BEGIN;
 DO $$ BEGIN PERFORM pg_advisory_xact_lock(7021993001); END $$;
 SET LOCAL client_min_messages = warning;
 
+DROP FUNCTION IF EXISTS tollgate_lease(TEXT, BIGINT, BIGINT, INTERVAL, TEXT[], TEXT[], TIMESTAMPTZ[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[]);
 DROP FUNCTION IF EXISTS aggregate_usage_metrics();
 DROP FUNCTION IF EXISTS tollgate_amend(UUID[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], TEXT[], BIGINT[]);
 DROP FUNCTION IF EXISTS cleanup_old_quota_windows();

@@ -12,6 +12,7 @@
 mod database;
 mod health;
 mod jobs;
+mod leases;
 mod notices;
 mod overrides;
 mod plan_changes;
@@ -52,6 +53,9 @@ const LAST_SHIPMENT: Duration = Duration::from_secs(5);
 /// How long the last word to the database may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long an operator's question waits for what other replicas used.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
 /// Texts that wait to be counted.
 const COUNT_QUEUE: usize = 1024;
 
@@ -71,6 +75,7 @@ pub struct Gateway {
     shipped: CancellationToken,
     shipping: JoinHandle<()>,
     admin: JoinHandle<()>,
+    enforcer: Arc<Enforcer>,
     store: Store,
     private: Option<PrivatePostgres>,
 }
@@ -118,6 +123,7 @@ impl Gateway {
             metrics: metrics.clone(),
             server: settings.server.clone(),
             upstream: settings.upstream.clone(),
+            lease_wait: settings.lease_wait,
             refusing: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
             drains: Drains::new(settings.server.max_drains),
@@ -126,14 +132,26 @@ impl Gateway {
 
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
-        let live = Arc::new(Live::new(journal.clone()));
+        let live = Arc::new(Live::new(journal.clone(), enforcer.clone()));
+        let notices = Notices::new(store.clone());
+        leases::start(
+            &enforcer,
+            &store,
+            &journal,
+            settings.leases,
+            &settings.data_dir,
+            &background,
+            &live,
+            notices.subscribe(),
+            &stop,
+        )
+        .map_err(|why| settings.fault("data.dir", why))?;
         let keeper =
             Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
         let keeper = keeper.first_look(config.connect_timeout).await;
         let hydrated = live.hydrated();
         background.spawn(keeper.run(stop.clone()));
 
-        let notices = Notices::new(store.clone());
         background.spawn(overrides::follow(
             store.clone(),
             core.clone(),
@@ -163,16 +181,17 @@ impl Gateway {
             settings.aggregate_interval,
             stop.clone(),
         ));
-        background.spawn(jobs::evict(enforcer, stop.clone()));
+        background.spawn(jobs::evict(enforcer.clone(), stop.clone()));
 
         let state = admin::State {
             config: settings.admin.clone(),
             metrics: metrics.clone(),
             store: store.clone(),
             health: live.source(),
-            quota: quota_source(core.clone()),
+            quota: quota_source(core.clone(), store.clone()),
             plans: plan_source(core.clone()),
             overrides: core.overrides.clone(),
+            limits_changed: limits_changed(enforcer.clone()),
             aggregate: jobs::on_request(store.clone(), metrics),
             audit: audit_sink(core.clone()),
         };
@@ -196,6 +215,7 @@ impl Gateway {
             shipped,
             shipping,
             admin,
+            enforcer,
             store,
             private,
         })
@@ -221,13 +241,18 @@ impl Gateway {
         self.shipped.cancel();
         self.shipping.await.context("the shipper ended in a panic")?;
         let journal = self.journal;
+        let written = journal.state().records == 0;
         tokio::task::spawn_blocking(move || journal.close()).await.context("closing the journal panicked")?;
         self.stop.cancel();
         self.background.close();
         self.background.wait().await;
         self.admin.await.context("the admin listener ended in a panic")?;
-        // For operators' eyes only: a database that is away at the stop is no fault of the stop.
-        let _ = tokio::time::timeout(GOODBYE, self.store.leave()).await;
+        // A database that is away at the stop is no fault of the stop: leases then end with their windows.
+        let goodbye = async {
+            leases::give_up(&self.enforcer, &self.store, written).await;
+            self.store.leave().await
+        };
+        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         self.store.close();
         if let Some(private) = self.private {
             private.stop().await;
@@ -300,16 +325,26 @@ fn directory(settings: &Settings, store: &Store, metrics: &Arc<Metrics>) -> anyh
 }
 
 /// How a tenant stands, for the admin API: its plan looked up as the data path does.
-fn quota_source(core: Arc<Core>) -> admin::QuotaSource {
+fn quota_source(core: Arc<Core>, store: Store) -> admin::QuotaSource {
     Arc::new(move |tenant| {
-        let (core, tenant) = (core.clone(), tenant.clone());
+        let (core, store, tenant) = (core.clone(), store.clone(), tenant.clone());
         Box::pin(async move {
             let now = jiff::Timestamp::now();
             let (entitlement, plans) = core.entitlement(&tenant, now).await;
-            let standings = core.enforcer.standings(&tenant, &entitlement, now);
+            // What other replicas used is news only to the database; without it, what was last heard is told.
+            let elsewhere = store.settled_elsewhere(&tenant, core.enforcer.run(), now);
+            let elsewhere = match tokio::time::timeout(LOOK_UP, elsewhere).await {
+                Ok(Ok(settled)) => settled,
+                Ok(Err(_)) | Err(_) => Vec::new(),
+            };
+            let standings = core.enforcer.standings_with(&tenant, &entitlement, &elsewhere, now);
             admin::QuotaView::new(&entitlement, standings, &plans.layers(&tenant, now))
         })
     })
+}
+
+fn limits_changed(enforcer: Arc<Enforcer>) -> admin::LimitsChanged {
+    Arc::new(move |tenant| enforcer.limits_changed(tenant))
 }
 
 fn plan_source(core: Arc<Core>) -> admin::PlanSource {

@@ -59,6 +59,14 @@ pub struct Metrics {
     pub reservations: Gauge,
     /// Tenants with state in memory.
     pub tenants: Gauge,
+    /// Rounds of quota leases, by `result`: one statement each.
+    pub lease_rounds: Family<Label, Counter>,
+    /// Leases asked for in these rounds.
+    pub leases_asked: Counter,
+    /// From a round's beginning to its answer.
+    pub lease_seconds: Histogram,
+    /// Requests that waited for a lease in vain.
+    pub lease_waits_expired: Counter,
     /// Tokens charged, by `source`.
     pub tokens: Family<Label, Counter>,
     /// Answers that could not be metered whole, by `flag`.
@@ -151,6 +159,15 @@ impl Metrics {
             ),
             reservations: add(r, "reservations", "Reservations held", Gauge::default()),
             tenants: add(r, "tenants", "Tenants with state in memory", Gauge::default()),
+            lease_rounds: add(r, "lease_rounds", "Rounds of quota leases, by result", Family::default()),
+            leases_asked: add(r, "leases_asked", "Quota leases asked for", Counter::default()),
+            lease_seconds: add(r, "lease_seconds", "Time a round of leases took", seconds()),
+            lease_waits_expired: add(
+                r,
+                "lease_waits_expired",
+                "Requests that waited for a lease in vain",
+                Counter::default(),
+            ),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
             unmetered: add(r, "unmetered", "Answers not metered whole, by reason", Family::default()),
             unknown_models: add(

@@ -28,6 +28,6 @@ mod usage;
 pub use router::router;
 pub use serve::serve;
 pub use state::{
-    Aggregation, AuditSink, Config, Health, HealthSource, Part, PlanSource, QuotaSource, QuotaView, State,
-    Status,
+    Aggregation, AuditSink, Config, Health, HealthSource, LimitsChanged, Part, PlanSource, QuotaSource,
+    QuotaView, State, Status,
 };

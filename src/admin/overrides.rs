@@ -91,6 +91,7 @@ pub(super) async fn remove(
 async fn make(context: &Context, edit: &Edit<'_>, event: AuditEvent) -> Result<Edited, Problem> {
     let edited = overrides::edit(&context.state.store, edit, event).await?;
     context.state.overrides.learn(&edited.changes);
+    (context.state.limits_changed)(edit.tenant);
     Ok(edited)
 }
 

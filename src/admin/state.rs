@@ -40,6 +40,9 @@ pub type PlanSource = Arc<dyn Fn() -> Vec<PlanName> + Send + Sync>;
 /// said to the operator as it is, so it names no secret.
 pub type Aggregation = Arc<dyn Fn() -> BoxFuture<'static, Result<Map<String, Value>, String>> + Send + Sync>;
 
+/// Hears that a tenant's limits have changed.
+pub type LimitsChanged = Arc<dyn Fn(&TenantId) + Send + Sync>;
+
 /// Takes an audit event for recording. Never blocks.
 pub type AuditSink = Arc<dyn Fn(AuditEvent) + Send + Sync>;
 
@@ -60,6 +63,8 @@ pub struct State {
     pub plans: PlanSource,
     /// What operators set, as this replica knows it: an edit made here holds here before it is answered.
     pub overrides: Arc<Overrides>,
+    /// Told when they have changed.
+    pub limits_changed: LimitsChanged,
     /// The aggregation that `POST /api/admin/metrics/aggregate` starts.
     pub aggregate: Aggregation,
     /// Where what happens here is recorded.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::health::{Database, Live};
 use super::overrides;
 use crate::proxy::Core;
-use crate::quota::LeaseSource;
+use crate::quota::{Footing, LeaseSource};
 use crate::settings::OnOutage;
 use crate::store::Store;
 
@@ -64,7 +64,7 @@ impl Keeper {
 
     async fn look(&self) {
         let seen = if self.live.database().hydrated {
-            self.store.heartbeat().await.map(drop).map_err(|error| error.to_string())
+            self.store.ping().await.map_err(|error| error.to_string())
         } else {
             self.prepare().await
         };
@@ -82,6 +82,7 @@ impl Keeper {
         overrides::read_all(&self.store, &self.core).await.map_err(|error| error.to_string())?;
         let settled = self.store.settled(jiff::Timestamp::now()).await.map_err(|error| error.to_string())?;
         self.core.enforcer.hydrate(&settled);
+        self.core.enforcer.stand(Footing::Leased);
         Ok(())
     }
 
@@ -89,9 +90,9 @@ impl Keeper {
         let hydrated = up || self.live.database().hydrated;
         let refusing = match self.on_outage {
             OnOutage::Open => false,
-            // One replica holds the whole of every limit, once it has read what is spent.
+            // What was leased is served; nothing is before the first contact, since nothing is leased.
             OnOutage::Lease => !hydrated,
-            OnOutage::Closed => !up,
+            OnOutage::Closed => !up || self.core.enforcer.footing() != Footing::Leased,
         };
         self.core.refusing.store(refusing, Ordering::Relaxed);
         self.core.metrics.database_up.set(i64::from(up));

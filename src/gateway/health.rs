@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::watch;
 
 use crate::admin::{Health, HealthSource, Part, Status};
+use crate::quota::{Enforcer, Footing};
 use crate::record::{Journal, JournalState};
 
 const STARTING: u8 = 0;
@@ -31,13 +32,14 @@ pub(super) struct Live {
     phase: AtomicU8,
     database: watch::Sender<Database>,
     journal: Arc<Journal>,
+    enforcer: Arc<Enforcer>,
 }
 
 impl Live {
-    pub(super) fn new(journal: Arc<Journal>) -> Self {
+    pub(super) fn new(journal: Arc<Journal>, enforcer: Arc<Enforcer>) -> Self {
         let unknown =
             Database { up: false, hydrated: false, refusing: false, detail: "not reached yet".into() };
-        Self { phase: AtomicU8::new(STARTING), database: watch::Sender::new(unknown), journal }
+        Self { phase: AtomicU8::new(STARTING), database: watch::Sender::new(unknown), journal, enforcer }
     }
 
     pub(super) fn serving(&self) {
@@ -78,17 +80,22 @@ impl Live {
     fn health(&self) -> Health {
         let database = self.database();
         let journal = self.journal.state();
+        let leases = match self.enforcer.footing() {
+            Footing::Leased | Footing::Alone => "ok",
+            Footing::OnItsOwn => "on_its_own",
+            Footing::CutOff => "cut_off",
+        };
         let part = |name, state, detail: &str| Part { name, state, detail: detail.to_owned() };
         let parts = vec![
             part("database", if database.up { "ok" } else { "down" }, &database.detail),
-            part("quotas", if database.hydrated { "ok" } else { "unhydrated" }, ""),
+            part("quotas", if database.hydrated { leases } else { "unhydrated" }, ""),
             part("journal", if journal.healthy { "ok" } else { "failing" }, &describe(&journal)),
         ];
         let status = match self.phase.load(Ordering::Relaxed) {
             STARTING => Status::Starting,
             DRAINING => Status::Draining,
             _ if database.refusing => Status::Refusing,
-            _ if database.up && database.hydrated && journal.healthy => Status::Ok,
+            _ if database.up && database.hydrated && leases == "ok" && journal.healthy => Status::Ok,
             _ => Status::Degraded,
         };
         Health { status, parts }

@@ -3,10 +3,10 @@
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Heard, Store, overrides};
+use crate::store::{Heard, LEASES, Store, overrides};
 
 /// The channels that are listened to.
-const CHANNELS: [&str; 1] = [overrides::CHANNEL];
+const CHANNELS: [&str; 2] = [overrides::CHANNEL, LEASES];
 
 /// Notifications that wait for a slow subscriber; one that is further behind is told to look for itself.
 const WAITING: usize = 1024;

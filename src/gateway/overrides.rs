@@ -114,6 +114,7 @@ async fn glance(store: &Store, core: &Core) -> Result<(), StoreError> {
 async fn catch_up(store: &Store, core: &Core) -> Result<(), StoreError> {
     let (changes, upto) = overrides::since(store, core.overrides.upto()).await?;
     core.overrides.catch_up(&changes, upto);
+    changes.iter().for_each(|change| core.enforcer.limits_changed(&change.tenant));
     shown(core);
     Ok(())
 }

@@ -144,6 +144,9 @@ pub struct UsageEvent {
     pub metadata: Map<String, Value>,
     /// What it adds to the live counters.
     pub charges: Vec<Charge>,
+    /// The run of the replica whose leases pay for it; 0 where there are none.
+    #[serde(default)]
+    pub lease_run: u64,
 }
 
 /// Corrects a usage event whose tokens became known after it was recorded. Applied once: only to a row that
@@ -167,6 +170,9 @@ pub struct Amendment {
     pub cost_nanousd: u64,
     /// Differences to what the event charged.
     pub charges: Vec<Charge>,
+    /// As of a usage event.
+    #[serde(default)]
+    pub lease_run: u64,
 }
 
 /// Who did what an audit event tells of.

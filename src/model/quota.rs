@@ -158,6 +158,16 @@ impl Amounts {
             Unit::Embeddings => self.embeddings,
         }
     }
+
+    /// The same, to be changed.
+    pub fn of_mut(&mut self, unit: Unit) -> &mut u64 {
+        match unit {
+            Unit::Tokens => &mut self.tokens,
+            Unit::ApiCalls => &mut self.api_calls,
+            Unit::ChatMessages => &mut self.chat_messages,
+            Unit::Embeddings => &mut self.embeddings,
+        }
+    }
 }
 
 /// What one exchange adds to one live counter. Written with its event, in the same transaction.

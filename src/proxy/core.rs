@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -121,6 +122,8 @@ pub struct Core {
     pub server: ServerConfig,
     /// The service behind.
     pub upstream: UpstreamConfig,
+    /// How long a request waits for a lease.
+    pub lease_wait: Duration,
     /// Set while quotas can't be checked and the config says to refuse then.
     pub refusing: AtomicBool,
     /// Set once the drain limit has run out: what is dropped from then on was cut by us.

@@ -72,10 +72,10 @@ impl Exchange<'_> {
             return Err(Failure::TenantBlocked);
         }
         if self.core.refusing.load(Ordering::Relaxed) {
-            settlement.failed(Outcome::Refused, Failure::QuotaUnavailable.status().as_u16());
+            settlement.unavailable();
             return Err(Failure::QuotaUnavailable);
         }
-        settlement.reserve(&entitlement).map_err(Failure::OverQuota)?;
+        settlement.reserve(&entitlement).await?;
 
         let request = forwarded(head, RequestBody::Read(read.frames), &self.policy);
         settlement.sent();

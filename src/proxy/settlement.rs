@@ -22,11 +22,12 @@ use super::audit;
 use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
 use super::drain::Drained;
+use super::failure::Failure;
 use super::route::Route;
 use crate::meter::{Inspected, Meter, StreamKind};
 use crate::model::event::{EventType, Outcome};
 use crate::model::quota::Amounts;
-use crate::quota::{Entitlement, Refusal, Reservation};
+use crate::quota::{Denial, Entitlement, Refusal, Reservation};
 use crate::record::Hub;
 use crate::telemetry::bump;
 use account::Open;
@@ -88,27 +89,35 @@ impl Settlement {
         Self { open: Some(Box::new(open)), outcome: None }
     }
 
-    /// Takes what the exchange is expected to need, or records that it was refused.
-    pub(crate) fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Box<Refusal>> {
+    /// Takes what the exchange is expected to need, or records that it was refused. Waits for a lease where this
+    /// replica's can't cover it, for `lease_wait` at most.
+    pub(crate) async fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Failure> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
         let config = &open.route.config;
         let amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
         let enforce = config.enforce == Enforce::Hard;
-        let taken =
-            open.core.enforcer.reserve(&open.subject.tenant, entitlement, amounts, enforce, open.arrival.at);
-        match taken {
+        let (tenant, now, patience) = (&open.subject.tenant, open.arrival.at, open.core.lease_wait);
+        let enforcer = &open.core.enforcer;
+        match enforcer.admit(tenant, entitlement, amounts, enforce, now, patience).await {
             Ok(reservation) => {
                 if let (Enforce::Shadow, Some(refusal)) = (config.enforce, reservation.would_refuse()) {
                     let dimension = refusal.standing.dimension.to_string();
                     bump(&open.core.metrics.shadow_refusals, "dimension", dimension.clone());
                     open.metadata.insert("would_refuse".into(), json!(dimension));
                 }
+                if reservation.is_unleased() {
+                    open.metadata.insert("unleased".into(), json!(true));
+                }
                 open.reservation = Some(reservation);
                 Ok(())
             }
-            Err(refusal) => {
+            Err(Denial::Over(refusal)) => {
                 self.refused(&refusal);
-                Err(refusal)
+                Err(Failure::OverQuota(refusal))
+            }
+            Err(Denial::Unavailable) => {
+                self.unavailable();
+                Err(Failure::QuotaUnavailable)
             }
         }
     }
@@ -127,6 +136,15 @@ impl Settlement {
         open.status = Some(429);
         let trail = open.trail();
         let audit = audit::quota_exceeded(&trail, refusal);
+        open.record_unserved(Outcome::Refused, Some(audit));
+    }
+
+    /// Nobody can say whether the tenant is over quota, and the config says to refuse then.
+    pub(crate) fn unavailable(&mut self) {
+        let Some(mut open) = self.open.take() else { return };
+        let status = Failure::QuotaUnavailable.status().as_u16();
+        open.status = Some(status);
+        let audit = audit::api_error(&open.trail(), status);
         open.record_unserved(Outcome::Refused, Some(audit));
     }
 
@@ -248,6 +266,10 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let Some(mut open) = self.open.take() else { return };
         let outcome = self.outcome.unwrap_or_else(|| open.interrupted());
+        if open.sent.is_none() {
+            // It waited for its admission: the upstream was never called.
+            return open.record_unserved(outcome, None);
+        }
         open.ended.get_or_insert_with(Instant::now);
         open.close(outcome);
         let core = open.core.clone();

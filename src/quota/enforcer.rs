@@ -3,18 +3,21 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::model::quota::{Amounts, Charge, Standing};
+use crate::model::quota::{self, Amounts, Charge};
 use crate::model::tenant::TenantId;
 use crate::model::window::Span;
 use crate::telemetry::Metrics;
 
+use super::asking::{Asking, Footing};
 use super::lease::Settled;
-use super::ledger::{Ledger, Refusal};
+use super::ledger::{Ledger, Refusal, Rule};
+use super::locked::Tenant;
 use super::plans::Entitlement;
-use super::reservation::{Reservation, Tenant};
+use super::reservation::Reservation;
 
 /// Parts of the map, each with a lock of its own. A million tenants make about 4,000 a part, so that growing or sweeping
 /// one holds its lock for a fraction of a millisecond.
@@ -41,14 +44,32 @@ impl Shard {
 pub struct Enforcer {
     shards: Box<[Shard]>,
     hasher: RandomState,
-    metrics: Arc<Metrics>,
+    asking: Arc<Asking>,
+}
+
+/// Why an exchange is not admitted.
+#[derive(Debug)]
+pub enum Denial {
+    /// Over quota.
+    Over(Box<Refusal>),
+    /// Nobody can say: the database is away, and what was leased is spent.
+    Unavailable,
+}
+
+/// What came of one look at a ledger.
+enum Attempt {
+    Taken(Reservation),
+    Over(Box<Refusal>),
+    /// The lease is too small; more may be had.
+    Unleased(Box<Refusal>),
 }
 
 impl Enforcer {
     /// No use at all.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Arc::new(Self { shards, hasher: RandomState::new(), metrics })
+        let asking = Arc::new(Asking::new(metrics));
+        Arc::new(Self { shards, hasher: RandomState::new(), asking })
     }
 
     /// Adds what Postgres knows to what is counted here.
@@ -85,10 +106,79 @@ impl Enforcer {
         }
     }
 
-    /// Takes `amounts` in all dimensions of `entitlement` at once, or nothing.
+    /// The run whose leases pay for what is settled now.
+    pub fn run(&self) -> u64 {
+        self.asking.run()
+    }
+
+    /// How this replica stands to the others.
+    pub fn footing(&self) -> Footing {
+        self.asking.footing()
+    }
+
+    /// Says how this replica stands to the others.
+    pub fn stand(&self, footing: Footing) {
+        self.asking.stand(footing);
+    }
+
+    /// Takes `amounts` in all dimensions of `entitlement` at once, or nothing. Where only this replica's lease is too
+    /// small it waits for more, for `patience` at most.
     ///
     /// A dimension that the exchange needs nothing of never refuses it. With `enforce` false it always takes, and the
     /// reservation knows what would have been refused.
+    ///
+    /// # Errors
+    /// The exchange is over quota, or nobody can say whether it is.
+    pub async fn admit(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        entitlement: &Entitlement,
+        amounts: Amounts,
+        enforce: bool,
+        now: Timestamp,
+        patience: Duration,
+    ) -> Result<Reservation, Denial> {
+        let began = Instant::now();
+        let ledger = self.tenant(tenant);
+        // Rounds are counted from before the look, so that the answer can't slip in between look and wait.
+        let mut rounds = None;
+        loop {
+            let attempt = |rule| self.attempt(tenant, &ledger, entitlement, amounts, rule, enforce, now);
+            match attempt(self.asking.rule()) {
+                Attempt::Taken(reservation) => return Ok(reservation),
+                Attempt::Over(refusal) => return Err(Denial::Over(refusal)),
+                Attempt::Unleased(_) => {}
+            }
+            let left = patience.saturating_sub(began.elapsed());
+            match self.asking.footing() {
+                Footing::CutOff => return Err(Denial::Unavailable),
+                Footing::Alone | Footing::OnItsOwn => continue,
+                Footing::Leased if left.is_zero() => return self.impatient(attempt(Rule::Known)),
+                Footing::Leased => {}
+            }
+            let Some(seen) = rounds.as_mut() else {
+                rounds = Some(self.asking.rounds());
+                continue;
+            };
+            self.asking.soon(tenant, &ledger, amounts);
+            let _ = tokio::time::timeout(left, seen.changed()).await;
+        }
+    }
+
+    /// No grant came in time: the database is too slow. What holds then is what holds while it is away.
+    fn impatient(&self, known: Attempt) -> Result<Reservation, Denial> {
+        self.asking.metrics.lease_waits_expired.inc();
+        match known {
+            Attempt::Over(refusal) => Err(Denial::Over(refusal)),
+            Attempt::Taken(mut reservation) if self.asking.serves_alone() => {
+                reservation.mark_unleased();
+                Ok(reservation)
+            }
+            Attempt::Taken(_) | Attempt::Unleased(_) => Err(Denial::Unavailable),
+        }
+    }
+
+    /// The same without waiting: what the lease can't cover is refused, and asked for.
     pub fn reserve(
         self: &Arc<Self>,
         tenant: &TenantId,
@@ -97,23 +187,95 @@ impl Enforcer {
         enforce: bool,
         now: Timestamp,
     ) -> Result<Reservation, Box<Refusal>> {
-        let tenant = self.tenant(tenant);
-        let Entitlement { limits, zone, .. } = entitlement;
-        let admission = tenant.ledger().reserve(limits, zone, &amounts, enforce, now);
-        match admission.refusal(&amounts) {
-            Some(refusal) if !admission.taken => Err(refusal),
-            would_refuse => {
-                Ok(Reservation::new(tenant, self.metrics.clone(), amounts, admission, would_refuse))
+        let ledger = self.tenant(tenant);
+        match self.attempt(tenant, &ledger, entitlement, amounts, self.asking.rule(), enforce, now) {
+            Attempt::Taken(reservation) => Ok(reservation),
+            Attempt::Over(refusal) => Err(refusal),
+            Attempt::Unleased(refusal) => {
+                self.asking.soon(tenant, &ledger, amounts);
+                Err(refusal)
             }
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the question has as many parts")]
+    fn attempt(
+        &self,
+        id: &TenantId,
+        tenant: &Arc<Tenant>,
+        entitlement: &Entitlement,
+        amounts: Amounts,
+        rule: Rule,
+        enforce: bool,
+        now: Timestamp,
+    ) -> Attempt {
+        let Entitlement { limits, zone, .. } = entitlement;
+        let admission = tenant.ledger().reserve(limits, zone, &amounts, rule, enforce, now);
+        if admission.low && admission.taken {
+            self.asking.soon(id, tenant, Amounts::default());
+        } else if admission.short.is_some() && rule == Rule::Leased {
+            self.asking.later(id, tenant, amounts);
+        }
+        let refusal = admission.refusal(&amounts);
+        match refusal {
+            Some(refusal) if !admission.taken && admission.short.is_some() => Attempt::Over(refusal),
+            Some(refusal) if !admission.taken => Attempt::Unleased(refusal),
+            would_refuse => Attempt::Taken(Reservation::new(
+                id.clone(),
+                tenant.clone(),
+                self.asking.clone(),
+                amounts,
+                admission,
+                would_refuse,
+            )),
+        }
+    }
+
+    /// The limits of `tenant` have changed: what is leased under the old ones goes back, to be asked for anew.
+    pub fn limits_changed(&self, tenant: &TenantId) {
+        if let Some(known) = self.known(tenant) {
+            self.asking.back(tenant, &known);
+        }
+    }
+
     /// How a tenant stands now, in every dimension that it has. A tenant never seen stands at 0, and is not remembered.
-    pub fn standings(&self, tenant: &TenantId, entitlement: &Entitlement, now: Timestamp) -> Vec<Standing> {
+    pub fn standings(
+        &self,
+        tenant: &TenantId,
+        entitlement: &Entitlement,
+        now: Timestamp,
+    ) -> Vec<quota::Standing> {
         let Entitlement { limits, zone, .. } = entitlement;
         match self.known(tenant) {
             Some(tenant) => tenant.ledger().standings(limits, zone, now),
             None => Ledger::default().standings(limits, zone, now),
+        }
+    }
+
+    /// The same with what everybody else used, as `settled` (all of it, less what was used through this run) now says.
+    pub fn standings_with(
+        &self,
+        tenant: &TenantId,
+        entitlement: &Entitlement,
+        settled: &[Settled],
+        now: Timestamp,
+    ) -> Vec<quota::Standing> {
+        match self.known(tenant) {
+            Some(tenant) => {
+                let mut ledger = tenant.ledger();
+                for s in settled {
+                    ledger.hear(s.dimension, s.window_start, s.amount);
+                }
+                ledger.standings(&entitlement.limits, &entitlement.zone, now)
+            }
+            None => {
+                let mut ledger = Ledger::default();
+                for s in settled {
+                    let span = Span { start: s.window_start, end: s.window_end };
+                    ledger.absorb(s.dimension, span, s.amount);
+                }
+                ledger.standings(&entitlement.limits, &entitlement.zone, now)
+            }
         }
     }
 
@@ -129,7 +291,7 @@ impl Enforcer {
             let before = tenants.len();
             // Handles are cloned under the shard's lock only: one that is alone here stays alone.
             tenants.retain(|_, tenant| !idle(tenant));
-            self.metrics.tenants.dec_by((before - tenants.len()) as i64);
+            self.asking.metrics.tenants.dec_by((before - tenants.len()) as i64);
             if tenants.len() < tenants.capacity() / 4 {
                 tenants.shrink_to_fit();
             }
@@ -138,14 +300,27 @@ impl Enforcer {
 
     /// Exchanges whose reservation is still held.
     pub fn reservations(&self) -> u64 {
-        u64::try_from(self.metrics.reservations.get()).unwrap_or(0)
+        u64::try_from(self.asking.metrics.reservations.get()).unwrap_or(0)
+    }
+
+    pub(super) fn asking(&self) -> &Arc<Asking> {
+        &self.asking
+    }
+
+    /// Every tenant in memory, a shard at a time.
+    pub(super) fn each(&self, mut each: impl FnMut(&TenantId, &Arc<Tenant>)) {
+        for shard in &self.shards {
+            let tenants: Vec<_> =
+                shard.read().iter().map(|(id, tenant)| (id.clone(), tenant.clone())).collect();
+            tenants.iter().for_each(|(id, tenant)| each(id, tenant));
+        }
     }
 
     fn shard(&self, tenant: &TenantId) -> &Shard {
         &self.shards[self.hasher.hash_one(tenant) as usize % SHARDS]
     }
 
-    fn known(&self, tenant: &TenantId) -> Option<Arc<Tenant>> {
+    pub(super) fn known(&self, tenant: &TenantId) -> Option<Arc<Tenant>> {
         self.shard(tenant).read().get(tenant).cloned()
     }
 
@@ -157,7 +332,7 @@ impl Enforcer {
         }
         let mut tenants = shard.write();
         let entry = tenants.entry(tenant.clone()).or_insert_with(|| {
-            self.metrics.tenants.inc();
+            self.asking.metrics.tenants.inc();
             Arc::default()
         });
         entry.clone()

@@ -1,23 +1,14 @@
-//! One tenant's counters: pure arithmetic, under a lock that somebody else holds.
-//!
-//! Windows follow the wall clock, and wall clocks jump:
-//!
-//! * Forward: the window that holds the new time opens, as if the time between had passed.
-//! * Back by at most the length of the running window: that window stays until the clock has passed its end, so its use
-//!   is neither forgotten nor counted into a window that was closed before. The running window is then longer by the
-//!   jump, at most twice its length.
-//! * Back by more (an hour, for a window of a minute): waiting for the clock to catch up would refuse a tenant for as
-//!   long as the jump. The window is moved to where the clock is now and keeps its use and reservations, so the jump
-//!   gives nobody a second quota.
-//!
-//! Counters are 32 bytes, and a tenant of the standard dimensions is one allocation of 160: a million tenants are to fit
-//! into 300 MB with their keys and the map.
+//! One tenant's counters, under a lock that somebody else holds.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use crate::model::quota::{Amounts, Dimension, Limit, Limits, Standing};
+use super::counter::{Counter, NO_TURN};
+use super::lease::Grant;
+use crate::model::quota::{Amounts, Dimension, Limit, Limits, Standing, Unit};
 use crate::model::window::Span;
 
 /// How a tenant stands in each dimension, without an allocation for the standard ones.
@@ -35,75 +26,13 @@ pub struct Refusal {
     pub standings: Vec<Standing>,
 }
 
-/// The use of one dimension in its current window.
-#[derive(Clone, Copy, Debug)]
-struct Counter {
-    /// The window's first second since the epoch. (No zone in use has offsets of less than a second.)
-    start_s: i64,
-    /// Settled use; negative only while a correction is here before what it corrects.
-    used: i64,
-    /// Held by exchanges in flight that were admitted in this window.
-    reserved: u64,
-    /// The window's length.
-    length_s: u32,
-    /// Which window this is, as reservations remember it. Wraps after 65,536 windows: a reservation is mistaken only
-    /// when it is in flight for exactly that many (45 days of minutes).
-    turn: u16,
-    dimension: Dimension,
-}
-
-const _: () = assert!(size_of::<Counter>() == 32);
-
-impl Counter {
-    fn open(dimension: Dimension, span: Span) -> Self {
-        let mut counter = Self { start_s: 0, used: 0, reserved: 0, length_s: 0, turn: 0, dimension };
-        counter.place(span);
-        counter
-    }
-
-    fn place(&mut self, span: Span) {
-        self.start_s = span.start.as_second();
-        self.length_s = u32::try_from(span.end.as_second() - self.start_s).unwrap_or(u32::MAX);
-    }
-
-    fn turn_to(&mut self, span: Span) {
-        self.place(span);
-        self.used = 0;
-        self.reserved = 0;
-        self.turn = self.turn.wrapping_add(1);
-    }
-
-    fn end_s(&self) -> i64 {
-        self.start_s + i64::from(self.length_s)
-    }
-
-    fn span(&self) -> Span {
-        let at = |second| Timestamp::from_second(second).unwrap_or(Timestamp::MAX);
-        Span { start: at(self.start_s), end: at(self.end_s()) }
-    }
-
-    /// Makes this the counter of the window that is current at `now`.
-    fn look(&mut self, zone: &TimeZone, now: Timestamp) {
-        let second = now.as_second();
-        if second >= self.end_s() {
-            self.turn_to(self.dimension.window.span(zone, now));
-        } else if self.start_s.saturating_sub(second) > i64::from(self.length_s) {
-            self.place(self.dimension.window.span(zone, now));
-        }
-    }
-
-    /// Settled and reserved, as far as admission is concerned.
-    fn taken(&self) -> u64 {
-        u64::try_from(self.used).unwrap_or(0).saturating_add(self.reserved)
-    }
-
-    fn add(&mut self, amount: i64) {
-        self.used = self.used.saturating_add(amount);
-    }
-
-    fn is_idle(&self, now: Timestamp) -> bool {
-        self.reserved == 0 && (self.used == 0 || now.as_second() >= self.end_s())
-    }
+/// What admission goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The limit, and the use that is known here: one replica, or one that is on its own.
+    Known,
+    /// That, and the lease: what this replica was granted.
+    Leased,
 }
 
 /// What a ledger says to an exchange.
@@ -115,24 +44,54 @@ pub(super) struct Admission {
     pub(super) turns: SmallVec<[u16; 4]>,
     /// The place of the dimension that had too little left.
     pub(super) short: Option<usize>,
+    /// The place of the dimension of which only the lease is too small, and more may be had.
+    pub(super) unleased: Option<usize>,
     /// Whether the amounts were taken.
     pub(super) taken: bool,
+    /// Whether more should be asked for, though nobody waits for it.
+    pub(super) low: bool,
 }
 
 impl Admission {
     /// What stood in the way of an exchange that needs `amounts`. Apart from [`Ledger::reserve`], so that it is
     /// allocated outside of the lock.
     pub(super) fn refusal(&self, amounts: &Amounts) -> Option<Box<Refusal>> {
-        let standing = self.standings[self.short?];
+        let unleased = self.unleased.filter(|_| !self.taken);
+        let standing = self.standings[self.short.or(unleased)?];
         let needed = amounts.of(standing.dimension.unit);
         Some(Box::new(Refusal { standing, needed, standings: self.standings.to_vec() }))
     }
 }
 
-/// One tenant's counters, by dimension.
-#[derive(Debug, Default)]
+/// What is wanted of one quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Want {
+    pub(super) dimension: Dimension,
+    pub(super) span: Span,
+    pub(super) known: Option<i64>,
+    pub(super) at_least: i64,
+    pub(super) at_most: i64,
+    /// `None` where something is handed back.
+    pub(super) limit: Limit,
+    /// What a request needs beside what is spoken for.
+    pub(super) need: u64,
+    /// Used through this run so far.
+    pub(super) used: i64,
+}
+
+/// One tenant's counters, by dimension; of a dimension also the one of the window that is about to begin.
+#[derive(Debug)]
 pub(super) struct Ledger {
-    counters: SmallVec<[Counter; 4]>,
+    counters: SmallVec<[Counter; 3]>,
+    /// The limits of the last exchange, for what is asked between two.
+    limits: Option<Arc<Limits>>,
+    zone: TimeZone,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { counters: SmallVec::new(), limits: None, zone: TimeZone::UTC }
+    }
 }
 
 impl Ledger {
@@ -140,94 +99,238 @@ impl Ledger {
     /// false it takes them in any case.
     pub(super) fn reserve(
         &mut self,
-        limits: &Limits,
+        limits: &Arc<Limits>,
         zone: &TimeZone,
         amounts: &Amounts,
+        rule: Rule,
         enforce: bool,
         now: Timestamp,
     ) -> Admission {
+        if !self.limits.as_ref().is_some_and(|known| Arc::ptr_eq(known, limits)) {
+            (self.limits, self.zone) = (Some(limits.clone()), zone.clone());
+        }
         let (mut standings, mut turns) = (Standings::new(), SmallVec::new());
         let mut short: Option<usize> = None;
+        let (mut unleased, mut low) = (None, false);
         for (at, (dimension, limit)) in limits.iter().enumerate() {
+            let need = amounts.of(dimension.unit);
+            // An exchange uses no more messages or embeddings than it reserved: where that is none, no counter is needed.
+            let spared = need == 0 && matches!(dimension.unit, Unit::ChatMessages | Unit::Embeddings);
+            if spared && self.find(dimension).is_none() {
+                let same = standings.iter().find(|s: &&Standing| s.dimension.window == dimension.window);
+                let span = same.map_or_else(|| dimension.window.span(zone, now), |s| s.span);
+                standings.push(Standing { dimension, limit, used: 0, span });
+                turns.push(NO_TURN);
+                continue;
+            }
             let counter = self.current(dimension, zone, now);
             let (used, span) = (counter.taken(), counter.span());
-            turns.push(counter.turn);
+            turns.push(counter.turn());
             standings.push(Standing { dimension, limit, used, span });
-            let need = amounts.of(dimension.unit);
-            let fits = need == 0 || limit.is_none_or(|limit| used.saturating_add(need) <= limit);
+            let Some(limit) = limit.filter(|_| need > 0) else { continue };
+            let mut fits = used.saturating_add(need) <= limit;
+            if fits && rule == Rule::Leased {
+                let free = counter.free();
+                let leased = i64::try_from(need).is_ok_and(|need| need <= free);
+                if !leased && counter.is_dry(limit) {
+                    fits = false;
+                } else if !leased {
+                    unleased = Some(at);
+                }
+                low |= counter.is_low();
+            }
             if !fits && short.is_none_or(|other| span.end > standings[other].span.end) {
                 short = Some(at);
             }
         }
-        let taken = short.is_none() || !enforce;
-        for counter in self.counters.iter_mut().filter(|_| taken) {
-            if standings.iter().any(|standing| standing.dimension == counter.dimension) {
-                counter.reserved = counter.reserved.saturating_add(amounts.of(counter.dimension.unit));
+        let taken = (short.is_none() && unleased.is_none()) || !enforce;
+        if taken {
+            for counter in self.counters.iter_mut().filter(|counter| !counter.is_ahead()) {
+                let amount = amounts.of(counter.dimension.unit);
+                if amount > 0 && standings.iter().any(|standing| standing.dimension == counter.dimension) {
+                    counter.reserve(amount);
+                    low |= rule == Rule::Leased && counter.is_low();
+                }
             }
         }
-        Admission { standings, turns, short, taken }
+        Admission { standings, turns, short, unleased, taken, low }
     }
 
-    /// Reserves `more` in each of these windows (dimension, turn, limit), or in none of them. A window that is over holds
-    /// nothing any more, and stands in nobody's way.
+    /// Reserves `more` in each of these windows (dimension, turn, limit), or in none of them; whether it did, and whether
+    /// a lease is low. A window that is over holds nothing any more, and stands in nobody's way. Who streams can't wait
+    /// for a grant: where more may be had, a lease is overdrawn until it is.
     pub(super) fn extend(
         &mut self,
         windows: impl Iterator<Item = (Dimension, u16, Limit)> + Clone,
         more: u64,
-    ) -> bool {
+        rule: Rule,
+    ) -> (bool, bool) {
         let room = windows.clone().all(|(dimension, turn, limit)| {
-            let current = self.find(dimension).filter(|counter| counter.turn == turn);
-            let taken = current.map_or(0, |counter| counter.taken().saturating_add(more));
-            limit.is_none_or(|limit| taken <= limit)
+            let current = self.find(dimension).filter(|counter| counter.turn() == turn);
+            let (Some(counter), Some(limit)) = (current, limit) else { return true };
+            let dry = rule == Rule::Leased
+                && counter.is_dry(limit)
+                && i64::try_from(more).is_ok_and(|more| more > counter.free());
+            counter.taken().saturating_add(more) <= limit && !dry
         });
-        for (dimension, turn, _) in windows.filter(|_| room) {
-            if let Some(counter) = self.find(dimension).filter(|counter| counter.turn == turn) {
-                counter.reserved = counter.reserved.saturating_add(more);
+        let mut low = false;
+        for (dimension, turn, limit) in windows.filter(|_| room) {
+            if let Some(counter) = self.find(dimension).filter(|counter| counter.turn() == turn) {
+                counter.reserve(more);
+                low |= rule == Rule::Leased && limit.is_some() && counter.is_low();
             }
         }
-        room
+        (room, low)
     }
 
     /// Gives back what was reserved in a window, if it is still the current one, and adds what was used.
-    pub(super) fn settle(&mut self, dimension: Dimension, turn: u16, reserved: u64, used: u64) {
-        if let Some(counter) = self.find(dimension).filter(|counter| counter.turn == turn) {
-            counter.reserved = counter.reserved.saturating_sub(reserved);
-            counter.add(i64::try_from(used).unwrap_or(i64::MAX));
+    pub(super) fn settle(&mut self, dimension: Dimension, span: Span, turn: u16, reserved: u64, used: u64) {
+        let used = i64::try_from(used).unwrap_or(i64::MAX);
+        if turn == NO_TURN {
+            // Nothing was reserved, and nothing was counted then.
+            if used == 0 {
+                return;
+            }
+            let counter = self.find_or_open(dimension, || span);
+            // Not the window after; one before it is the same one, moved there by a clock that went back.
+            if counter.span().start < span.end {
+                counter.add(used);
+            }
+        } else if let Some(counter) = self.find(dimension).filter(|counter| counter.turn() == turn) {
+            counter.give_back(reserved);
+            counter.add(used);
         }
     }
 
     /// Corrects the use of a window, if it is still the current one.
     pub(super) fn amend(&mut self, dimension: Dimension, window_start: Timestamp, delta: i64) {
-        let start_s = window_start.as_second();
-        if let Some(counter) = self.find(dimension).filter(|counter| counter.start_s == start_s) {
+        if let Some(counter) = self.find(dimension).filter(|counter| counter.starts_at(window_start)) {
             counter.add(delta);
         }
     }
 
-    /// Adds use that this run did not see itself. A window later than the known one takes its place; an earlier one is
-    /// over. One that overlaps it is the same stretch of time cut otherwise, because the plan's zone was changed, and
-    /// counts, so that changing a zone gives nobody a second quota.
+    /// Adds use that this run did not see itself.
     pub(super) fn absorb(&mut self, dimension: Dimension, span: Span, amount: i64) {
-        let (start_s, end_s) = (span.start.as_second(), span.end.as_second());
-        let counter = self.find_or_open(dimension, || span);
-        if start_s >= counter.end_s() {
-            counter.turn_to(span);
-        }
-        if end_s > counter.start_s {
-            counter.add(amount);
+        self.find_or_open(dimension, || span).absorb(span, amount);
+    }
+
+    /// What everybody else used of a window, as it was now read.
+    pub(super) fn hear(&mut self, dimension: Dimension, window_start: Timestamp, elsewhere: i64) {
+        if let Some(counter) = self.find(dimension).filter(|counter| counter.starts_at(window_start)) {
+            counter.hear(elsewhere);
         }
     }
 
     /// How the tenant stands, without making `now` the current time.
     pub(super) fn standings(&self, limits: &Limits, zone: &TimeZone, now: Timestamp) -> Vec<Standing> {
         let standing = |(dimension, limit)| {
-            let known = self.counters.iter().find(|counter| counter.dimension == dimension).copied();
-            let open = || Counter::open(dimension, dimension.window.span(zone, now));
-            let mut counter = known.unwrap_or_else(open);
-            counter.look(zone, now);
+            let of = |counter: &&Counter| counter.dimension == dimension && !counter.is_ahead();
+            let known = self.counters.iter().find(of).copied();
+            let mut counter =
+                known.unwrap_or_else(|| Counter::open(dimension, dimension.window.span(zone, now)));
+            counter.look(zone, now, || None);
             Standing { dimension, limit, used: counter.taken(), span: counter.span() }
         };
         limits.iter().map(standing).collect()
+    }
+
+    /// What to ask for, so that exchanges that need `most` each and `waiting` together are covered, and `wish` of each
+    /// dimension beside: of the dimensions that they need, and those whose lease is low; with `news` of all.
+    pub(super) fn wants(
+        &mut self,
+        most: &Amounts,
+        waiting: &Amounts,
+        news: bool,
+        wish: impl Fn(Dimension, u64) -> u64,
+        now: Timestamp,
+    ) -> SmallVec<[Want; 4]> {
+        let mut wants = SmallVec::new();
+        let (Some(limits), zone) = (self.limits.clone(), &self.zone.clone()) else { return wants };
+        for (dimension, limit) in limits.iter().filter(|(_, limit)| limit.is_some()) {
+            let need = most.of(dimension.unit);
+            if need == 0 && self.find(dimension).is_none_or(|counter| !news && !counter.is_low()) {
+                continue;
+            }
+            let counter = self.current(dimension, zone, now);
+            let wish = wish(dimension, need).max(waiting.of(dimension.unit));
+            let (known, at_least, at_most) = counter.ask(need, wish);
+            counter.mark_asked();
+            let (span, used) = (counter.span(), counter.used());
+            wants.push(Want { dimension, span, known, at_least, at_most, limit, need, used });
+        }
+        wants
+    }
+
+    /// What to ask for ahead in the window after the current one of `dimension`.
+    pub(super) fn want_ahead(&mut self, dimension: Dimension, wish: u64, by: Timestamp) -> Option<Want> {
+        let limit = self.limits.as_ref()?.limit(dimension)?;
+        let end = self.find(dimension)?.span().end;
+        if end > by {
+            return None;
+        }
+        let span = dimension.window.span(&self.zone, end);
+        let ahead = |counter: &&mut Counter| counter.is_ahead() && counter.dimension == dimension;
+        match self.counters.iter_mut().find(ahead) {
+            Some(counter) if counter.starts_at(span.start) => return None,
+            Some(counter) => *counter = Counter::open_ahead(dimension, span),
+            None => self.counters.push(Counter::open_ahead(dimension, span)),
+        }
+        let at_most = i64::try_from(wish).unwrap_or(i64::MAX);
+        let limit = Some(limit);
+        Some(Want { dimension, span, known: None, at_least: 0, at_most, limit, need: 0, used: 0 })
+    }
+
+    /// Takes over the answer to a want.
+    pub(super) fn take_over(&mut self, want: &Want, grant: Grant) {
+        let asked = |counter: &&mut Counter| {
+            counter.dimension == want.dimension && counter.starts_at(want.span.start)
+        };
+        if let Some(counter) = self.counters.iter_mut().find(asked) {
+            if want.limit.is_some() {
+                counter.take_over(grant, want.need, want.limit);
+            } else {
+                counter.hear(grant.elsewhere);
+            }
+        }
+    }
+
+    /// There will be no answer to a want.
+    pub(super) fn unanswered(&mut self, want: &Want) {
+        let asked = |counter: &&mut Counter| {
+            counter.dimension == want.dimension && counter.starts_at(want.span.start)
+        };
+        if let Some(counter) = self.counters.iter_mut().find(asked) {
+            counter.unmark_asked();
+        }
+    }
+
+    /// Hands back what is free of one quota; what is kept from now on is to be told.
+    pub(super) fn hand_back(&mut self, dimension: Dimension, window_start: Timestamp) -> Option<Want> {
+        let held = |counter: &&mut Counter| counter.dimension == dimension && counter.starts_at(window_start);
+        let counter = self.counters.iter_mut().find(held)?;
+        let (known, kept) = counter.hand_back();
+        let (span, used) = (counter.span(), counter.used());
+        Some(Want { dimension, span, known, at_least: kept, at_most: kept, limit: None, need: 0, used })
+    }
+
+    /// The quotas of which something is free in a window that runs, though nothing is used or reserved of any.
+    pub(super) fn idle_rests(&self, now: Timestamp) -> SmallVec<[(Dimension, Timestamp); 4]> {
+        let in_use = |counter: &&Counter| !counter.is_idle(now) && !counter.has_rest(now);
+        if self.counters.iter().any(|counter| in_use(&counter) || counter.used() != 0) {
+            return SmallVec::new();
+        }
+        self.rests(now)
+    }
+
+    /// The quotas of which something is free in a window that runs.
+    pub(super) fn rests(&self, now: Timestamp) -> SmallVec<[(Dimension, Timestamp); 4]> {
+        let rests = self.counters.iter().filter(|counter| counter.has_rest(now));
+        rests.map(|counter| (counter.dimension, counter.span().start)).collect()
+    }
+
+    /// The leases are void.
+    pub(super) fn begin_run(&mut self) {
+        self.counters.iter_mut().for_each(Counter::begin_run);
     }
 
     /// Whether forgetting this ledger changes nothing.
@@ -236,23 +339,32 @@ impl Ledger {
     }
 
     fn current(&mut self, dimension: Dimension, zone: &TimeZone, now: Timestamp) -> &mut Counter {
-        let counter = self.find_or_open(dimension, || dimension.window.span(zone, now));
-        counter.look(zone, now);
-        counter
+        let place = self.place(dimension, || dimension.window.span(zone, now));
+        if self.counters[place].is_over(now) {
+            let ahead = |counter: &Counter| counter.is_ahead() && counter.dimension == dimension;
+            let ahead = self.counters.iter().position(ahead).map(|at| self.counters.remove(at));
+            let place = self.place(dimension, || dimension.window.span(zone, now));
+            self.counters[place].look(zone, now, || ahead);
+            return &mut self.counters[place];
+        }
+        self.counters[place].look(zone, now, || None);
+        &mut self.counters[place]
     }
 
     fn find(&mut self, dimension: Dimension) -> Option<&mut Counter> {
-        self.counters.iter_mut().find(|counter| counter.dimension == dimension)
+        self.counters.iter_mut().find(|counter| counter.dimension == dimension && !counter.is_ahead())
     }
 
     fn find_or_open(&mut self, dimension: Dimension, span: impl FnOnce() -> Span) -> &mut Counter {
-        let at = match self.counters.iter().position(|counter| counter.dimension == dimension) {
-            Some(at) => at,
-            None => {
-                self.counters.push(Counter::open(dimension, span()));
-                self.counters.len() - 1
-            }
-        };
-        &mut self.counters[at]
+        let place = self.place(dimension, span);
+        &mut self.counters[place]
+    }
+
+    fn place(&mut self, dimension: Dimension, span: impl FnOnce() -> Span) -> usize {
+        let known = |counter: &Counter| counter.dimension == dimension && !counter.is_ahead();
+        self.counters.iter().position(known).unwrap_or_else(|| {
+            self.counters.push(Counter::open(dimension, span()));
+            self.counters.len() - 1
+        })
     }
 }

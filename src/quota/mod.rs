@@ -17,17 +17,24 @@
 //! [`Enforcer::amend`] when a count comes late. The read path: [`Enforcer::standings`]. What a former run used comes in
 //! by [`Enforcer::replay`] (from the journal) and [`Enforcer::hydrate`] (from Postgres).
 
+mod asking;
+mod counter;
 mod enforcer;
 mod lease;
+mod leasing;
 mod ledger;
+mod locked;
 pub mod overrides;
 mod plans;
 mod reservation;
+mod rounds;
 #[cfg(test)]
 mod tests;
 
-pub use enforcer::Enforcer;
-pub use lease::{LeaseError, LeaseSource, Settled};
+pub use asking::Footing;
+pub use enforcer::{Denial, Enforcer};
+pub use lease::{Ask, Grant, Grants, LeaseError, LeaseKey, LeaseSource, Round, Settled};
+pub use leasing::{Config as LeaseConfig, Leasing, Mark, Runs, Written};
 pub use ledger::Refusal;
 pub use overrides::Overrides;
 pub use plans::{Entitlement, Layers, Origin, OverrideConfig, PlanConfig, Plans};

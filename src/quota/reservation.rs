@@ -1,55 +1,57 @@
 //! Amounts taken for one exchange, from admission to settlement.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::asking::Asking;
+use super::ledger::{Admission, Refusal, Standings};
+use super::locked::Tenant;
 use crate::model::quota::{Amounts, Charge, Standing, Unit};
-use crate::telemetry::Metrics;
-
-use super::ledger::{Admission, Ledger, Refusal, Standings};
-
-/// A tenant's ledger, shared by its exchanges.
-///
-/// A std mutex: it is held for some arithmetic and over no `.await`, where an async one would only cost more.
-#[derive(Debug, Default)]
-pub(super) struct Tenant(Mutex<Ledger>);
-
-impl Tenant {
-    /// The ledger. One whose holder panicked is still whole: no step of it can panic half done.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::model::tenant::TenantId;
 
 /// Amounts taken for one exchange. Settled once; dropped unsettled it gives everything back.
 #[derive(Debug)]
 pub struct Reservation {
+    id: TenantId,
     tenant: Arc<Tenant>,
-    metrics: Arc<Metrics>,
+    asking: Arc<Asking>,
     amounts: Amounts,
     standings: Standings,
     /// The turn of each standing's window.
     turns: SmallVec<[u16; 4]>,
     would_refuse: Option<Box<Refusal>>,
+    /// Admitted by what is known here, because no lease could be had.
+    unleased: bool,
     open: bool,
 }
 
 impl Reservation {
     /// Takes charge of what the ledger took for an exchange.
     pub(super) fn new(
+        id: TenantId,
         tenant: Arc<Tenant>,
-        metrics: Arc<Metrics>,
+        asking: Arc<Asking>,
         amounts: Amounts,
         admission: Admission,
         would_refuse: Option<Box<Refusal>>,
     ) -> Self {
-        metrics.reservations.inc();
+        asking.metrics.reservations.inc();
         let Admission { mut standings, turns, .. } = admission;
         for standing in &mut standings {
             standing.used = standing.used.saturating_add(amounts.of(standing.dimension.unit));
         }
-        Self { tenant, metrics, amounts, standings, turns, would_refuse, open: true }
+        let unleased = asking.is_on_its_own();
+        Self { id, tenant, asking, amounts, standings, turns, would_refuse, unleased, open: true }
+    }
+
+    /// Whether it was admitted by what this replica knows alone, because the database was away.
+    pub fn is_unleased(&self) -> bool {
+        self.unleased
+    }
+
+    pub(super) fn mark_unleased(&mut self) {
+        self.unleased = true;
     }
 
     /// What was reserved.
@@ -77,7 +79,10 @@ impl Reservation {
         let windows = self.standings.iter().zip(&self.turns);
         let windows = windows.filter(|(standing, _)| standing.dimension.unit == Unit::Tokens);
         let windows = windows.map(|(standing, turn)| (standing.dimension, *turn, standing.limit));
-        let extended = self.tenant.ledger().extend(windows, more);
+        let (extended, low) = self.tenant.ledger().extend(windows, more, self.asking.rule());
+        if low {
+            self.asking.soon(&self.id, &self.tenant, Amounts::default());
+        }
         if extended {
             self.amounts.tokens = tokens;
         }
@@ -107,10 +112,10 @@ impl Reservation {
         let mut ledger = self.tenant.ledger();
         for (standing, turn) in self.standings.iter().zip(&self.turns) {
             let unit = standing.dimension.unit;
-            ledger.settle(standing.dimension, *turn, self.amounts.of(unit), used.of(unit));
+            ledger.settle(standing.dimension, standing.span, *turn, self.amounts.of(unit), used.of(unit));
         }
         drop(ledger);
-        self.metrics.reservations.dec();
+        self.asking.metrics.reservations.dec();
     }
 }
 

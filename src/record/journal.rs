@@ -225,6 +225,11 @@ impl Journal {
         shipper::ship(&self.outlet, sink, stop, deadline).await;
     }
 
+    /// The sequence numbers of the last record that was journaled, and of the last up to which all were acknowledged.
+    pub fn reached(&self) -> (u64, u64) {
+        self.outlet.parts.log.with(|state| (state.last_seq, state.acked))
+    }
+
     /// How the journal is. Cheap.
     pub fn state(&self) -> JournalState {
         let log = &self.outlet.parts.log;

@@ -21,7 +21,7 @@ use crate::{admin, meter, proxy, quota, record, store, tenant};
 const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// The sections, for variables that miss one by an underscore.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "server",
     "upstream",
     "database",
@@ -30,6 +30,7 @@ const SECTIONS: [&str; 13] = [
     "tenant",
     "plans",
     "overrides",
+    "quota",
     "metering",
     "jobs",
     "prices",
@@ -58,6 +59,10 @@ pub struct Settings {
     pub statement_timeout: Duration,
     /// `[database] on_outage`
     pub on_outage: OnOutage,
+    /// `[quota] lease_wait`: how long a request waits for a lease.
+    pub lease_wait: Duration,
+    /// `[quota]`: how leases are asked for.
+    pub leases: quota::LeaseConfig,
     /// `[service_database]`; `None` is `[database]`.
     pub service_database: Option<store::Config>,
     /// `[data] dir`
@@ -177,6 +182,7 @@ fn check(
     let database = parts::database(&root);
     let service_database = parts::service_database(&root);
     let data = parts::data(&root);
+    let leases = parts::quota(&root, database.as_ref().map(|database| database.on_outage));
     let plan_names: Vec<PlanName> = root.key("plans").table_names().into_iter().map(PlanName::from).collect();
     let url_given = database.as_ref().is_some_and(|database| database.url.is_some());
     let around = tenants::Surroundings {
@@ -198,6 +204,7 @@ fn check(
 
     let (data_dir, record) = data?;
     let database = database?;
+    let (lease_wait, leases) = leases?;
     let tenancy = tenancy?;
     let (prices, price_origins) = prices?;
     Some(Settings {
@@ -209,6 +216,8 @@ fn check(
         connect_timeout: database.connect_timeout,
         statement_timeout: database.statement_timeout,
         on_outage: database.on_outage,
+        lease_wait,
+        leases,
         database: database.store(),
         service_database: service_database?,
         data_dir,

@@ -132,7 +132,7 @@ impl Effective {
 /// Whether a change of `key` takes hold only when the gateway starts anew: what sockets, pools, threads and the
 /// journal were made with.
 pub fn needs_restart(key: &str) -> bool {
-    const SECTIONS: [&str; 5] = ["server.", "upstream.", "database.", "service_database.", "data."];
+    const SECTIONS: [&str; 6] = ["server.", "upstream.", "database.", "service_database.", "data.", "quota."];
     const KEYS: [&str; 5] = [
         "tenant.cache_ttl",
         "tenant.cache_negative_ttl",
@@ -140,8 +140,7 @@ pub fn needs_restart(key: &str) -> bool {
         "tenant.look_up_timeout",
         "jobs.aggregate_interval",
     ];
-    const LIVE: [&str; 3] = ["server.trusted_proxies", "server.drain_timeout", "database.on_outage"];
-    (SECTIONS.iter().any(|section| key.starts_with(section)) || KEYS.contains(&key)) && !LIVE.contains(&key)
+    SECTIONS.iter().any(|section| key.starts_with(section)) || KEYS.contains(&key)
 }
 
 /// How a secret is shown.

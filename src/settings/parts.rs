@@ -1,4 +1,4 @@
-//! `[server]`, `[upstream]`, `[database]`, `[service_database]`, `[data]`, `[metering]`, `[jobs]`.
+//! `[server]`, `[upstream]`, `[database]`, `[service_database]`, `[data]`, `[quota]`, `[metering]`, `[jobs]`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reader::Table;
 use super::units;
-use crate::{meter, proxy, record, store};
+use crate::{meter, proxy, quota, record, store};
 
 /// What quotas do while the database is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +195,23 @@ pub(super) fn data(root: &Table<'_>) -> Option<(PathBuf, record::Config)> {
         batch_linger: batch_linger?,
     };
     Some((dir, record))
+}
+
+/// How long a request waits for a lease, and how leases are asked for.
+pub(super) fn quota(root: &Table<'_>, on_outage: Option<OnOutage>) -> Option<(Duration, quota::LeaseConfig)> {
+    let table = root.key("quota").table()?;
+    let lease_wait = table.key("lease_wait").duration(Duration::ZERO..=60 * SECOND);
+    let reclaim = table.key("reclaim").choice(&[("window_end", false), ("ttl", true)]);
+    let lease_ttl = table.key("lease_ttl").duration(2 * SECOND..=HOUR);
+    let config = quota::LeaseConfig {
+        reclaim_after: lease_ttl.filter(|_| reclaim == Some(true)),
+        serve_alone: on_outage == Some(OnOutage::Open),
+        slow: lease_wait.unwrap_or_default().max(SECOND / 2),
+        ..quota::LeaseConfig::default()
+    };
+    reclaim?;
+    lease_ttl?;
+    Some((lease_wait?, config))
 }
 
 pub(super) fn metering(root: &Table<'_>) -> Option<meter::Config> {

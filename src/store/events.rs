@@ -62,7 +62,8 @@ async fn send(
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
     let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
     let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
-    let charge = unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge).await });
+    let charge =
+        unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge, replica).await });
     let commit = client.batch_execute("COMMIT");
     let (begin, usage, audit, amend, charge, commit) =
         futures_util::join!(begin, usage, audit, amend, charge, commit);

@@ -33,6 +33,7 @@ pub mod tenants;
 pub mod usage;
 
 pub use jobs::{AggregateReport, CleanUpReport};
+pub use leases::LEASES;
 pub use listen::{Heard, Listener};
 pub use migrate::{Migrated, SCHEMA_VERSION, SchemaState};
 pub use pool::{Config, PoolCounts, Store, StoreError};

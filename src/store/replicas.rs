@@ -5,7 +5,6 @@ use super::pool::{Store, StoreError};
 const REGISTER: &str = "INSERT INTO gateway_replicas (replica_id, address, version) VALUES ($1, $2, $3) \
      ON CONFLICT (replica_id) DO UPDATE SET state = 'live', address = excluded.address, \
      version = excluded.version, started_at = now(), heartbeat_at = now()";
-const HEARTBEAT: &str = "UPDATE gateway_replicas SET heartbeat_at = now() WHERE replica_id = $1 AND state IN ('live', 'draining')";
 const LEAVE: &str =
     "UPDATE gateway_replicas SET state = 'stopped', heartbeat_at = now() WHERE replica_id = $1";
 
@@ -18,13 +17,6 @@ impl Store {
         self.bounded(client, async |client| client.execute(REGISTER, &[&id, &address, &version]).await)
             .await?;
         Ok(())
-    }
-
-    /// Says that this replica lives. `false` when the database doesn't know it (any more): register again.
-    pub async fn heartbeat(&self) -> Result<bool, StoreError> {
-        let Some(id) = self.replica_id() else { return Ok(true) };
-        let client = self.client().await?;
-        Ok(self.bounded(client, async |client| client.execute(HEARTBEAT, &[&id]).await).await? == 1)
     }
 
     /// Says that this replica has stopped of its own will.

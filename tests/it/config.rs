@@ -480,7 +480,8 @@ fn a_reload_tells_what_changed_and_what_needs_a_restart() {
     assert!(
         !needs_restart("routes[0].enforce")
             && needs_restart("data.dir")
-            && !needs_restart("database.on_outage")
+            && needs_restart("database.on_outage")
+            && !needs_restart("metering.count_wait")
     );
 }
 

@@ -62,6 +62,7 @@ impl Open {
             request_id: self.subject.request_id,
             metadata: self.metadata,
             charges,
+            lease_run: self.core.enforcer.run(),
         }
     }
 }

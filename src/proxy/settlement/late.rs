@@ -51,6 +51,7 @@ impl Open {
                     token_source: late.source,
                     cost_nanousd: policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage),
                     charges,
+                    lease_run: core.enforcer.run(),
                 };
                 let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];
                 records

@@ -53,6 +53,7 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
         metrics,
         server: settings.server.clone(),
         upstream: settings.upstream.clone(),
+        lease_wait: settings.lease_wait,
         refusing: AtomicBool::new(false),
         cutting: AtomicBool::new(false),
         drains: Drains::new(settings.server.max_drains),
@@ -90,7 +91,8 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     let mut settlement = opened(&core);
     let tenant = TenantId::parse("tn_panic").unwrap();
     let (entitlement, _) = core.entitlement(&tenant, Timestamp::now()).await;
-    settlement.reserve(&entitlement).unwrap();
+    settlement.reserve(&entitlement).await.unwrap();
+    settlement.sent();
     assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (1, 1));
     let handler = tokio::spawn(async move {
         let _settlement = settlement;
@@ -106,7 +108,8 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     );
     // The next exchange of the same tenant is served.
     let mut next = opened(&core);
-    next.reserve(&entitlement).unwrap();
+    next.reserve(&entitlement).await.unwrap();
+    next.sent();
     next.failed(Outcome::UpstreamError, 502);
     journal.close();
     let (_, journal) = core_in(data.path());

@@ -47,7 +47,8 @@ impl<'a> Batch<'a> {
             match record {
                 Record::Usage(event) if events.insert(event.event_id) => {
                     batch.usage.push(event);
-                    batch.charges.push(event.event_id, false, event.tenant_id.as_str(), &event.charges);
+                    let tenant = event.tenant_id.as_str();
+                    batch.charges.push(event.event_id, false, tenant, event.lease_run, &event.charges);
                 }
                 Record::Amend(amendment) if amended.insert(amendment.event_id) => {
                     batch.amend.push(amendment);
@@ -55,6 +56,7 @@ impl<'a> Batch<'a> {
                         amendment.event_id,
                         true,
                         amendment.tenant_id.as_str(),
+                        amendment.lease_run,
                         &amendment.charges,
                     );
                 }
@@ -311,6 +313,7 @@ pub(super) struct Charges<'a> {
     ends: Vec<SystemTime>,
     amount: Vec<i64>,
     most: Vec<Option<i64>>,
+    run: Vec<i64>,
 }
 
 impl<'a> Charges<'a> {
@@ -318,7 +321,7 @@ impl<'a> Charges<'a> {
         self.id.is_empty()
     }
 
-    fn push(&mut self, id: Uuid, amends: bool, tenant: &'a str, charges: &[Charge]) {
+    fn push(&mut self, id: Uuid, amends: bool, tenant: &'a str, run: u64, charges: &[Charge]) {
         for charge in charges {
             self.id.push(id);
             self.amends.push(amends);
@@ -328,11 +331,17 @@ impl<'a> Charges<'a> {
             self.ends.push(moment(charge.window_end));
             self.amount.push(charge.amount);
             self.most.push(charge.limit.map(|limit| i64::try_from(limit).unwrap_or(i64::MAX)));
+            self.run.push(i64::try_from(run).unwrap_or(0));
         }
     }
 
-    pub(super) async fn raise(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
-        let columns: [&(dyn ToSql + Sync); 8] = [
+    pub(super) async fn raise(
+        &self,
+        client: &ClientWrapper,
+        statement: &Statement,
+        replica: Option<&str>,
+    ) -> Result<u64, Error> {
+        let columns: [&(dyn ToSql + Sync); 10] = [
             &self.id,
             &self.amends,
             &self.tenant,
@@ -341,6 +350,8 @@ impl<'a> Charges<'a> {
             &self.ends,
             &self.amount,
             &self.most,
+            &self.run,
+            &replica,
         ];
         client.execute(statement, &columns).await
     }

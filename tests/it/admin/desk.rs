@@ -92,6 +92,7 @@ impl Setup {
             },
             plans: Arc::new(|| vec!["pro".into(), "trial".into()]),
             overrides,
+            limits_changed: Arc::new(|_| {}),
             aggregate: Arc::new(move || Box::pin(std::future::ready(aggregate.clone()))),
             audit: Arc::new(move |event| heard.lock().unwrap().push(event)),
         };

@@ -148,7 +148,11 @@ async fn fault_64_a_hung_database_costs_callers_no_time() {
 async fn closed_refuses_what_is_metered_while_the_database_is_away_and_nothing_else() {
     let (server, upstream) = (own_server().await, service().await);
     let database = server.database();
-    let gateway = gateway(&upstream, &database).set("database.on_outage", "closed").start().await;
+    let gateway = gateway(&upstream, &database)
+        .set("database.on_outage", "closed")
+        .set("quota.lease_wait", "5s")
+        .start()
+        .await;
     assert_eq!(gateway.ask(batch("tn_closed", 1)).await.status, 200);
     rows(&database, "tn_closed", 1).await;
     server.kill();

@@ -75,6 +75,7 @@ pub(super) fn usage(n: u64) -> Record {
         request_id: format!("r-{n}"),
         metadata: serde_json::Map::new(),
         charges: vec![charge(Dimension::STANDARD[0], 500), charge(Dimension::STANDARD[2], 1)],
+        lease_run: 0,
     }))
 }
 
@@ -112,6 +113,7 @@ pub(super) fn amendment(n: u64) -> Record {
         token_source: TokenSource::Counted,
         cost_nanousd: 1,
         charges: vec![],
+        lease_run: 0,
     }))
 }
 

@@ -326,17 +326,13 @@ async fn look_ups_read_the_first_column_whatever_its_type() {
 }
 
 #[tokio::test]
-async fn a_replica_is_known_while_it_beats() {
+async fn a_replica_is_known_by_where_it_listens_until_it_leaves() {
     let database = shared().migrated();
     let store = database.store();
-    assert!(!store.heartbeat().await.unwrap(), "it is not known yet");
     store.register_replica("127.0.0.1:8080").await.unwrap();
     store.register_replica("127.0.0.1:8081").await.unwrap();
-    assert!(store.heartbeat().await.unwrap());
-    assert_eq!(
-        database.rows("SELECT replica_id, state, address FROM gateway_replicas"),
-        [["test", "live", "127.0.0.1:8081"]]
-    );
+    let known = "SELECT replica_id, state, address FROM gateway_replicas";
+    assert_eq!(database.rows(known), [["test", "live", "127.0.0.1:8081"]]);
     store.leave().await.unwrap();
-    assert!(!store.heartbeat().await.unwrap(), "it has stopped");
+    assert_eq!(database.rows(known), [["test", "stopped", "127.0.0.1:8081"]]);
 }

@@ -48,6 +48,7 @@ pub(crate) fn chat(tenant: &str, tokens: u64, at: Timestamp) -> UsageEvent {
         request_id: "r-1".into(),
         metadata: Map::new(),
         charges: vec![charge(DAY, at, tokens.cast_signed()), charge(CALLS, at, 1)],
+        lease_run: 0,
     }
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn amended(tenant: &str, reserved: u64, tokens: u64, at: Timestamp) -
         token_source: TokenSource::Counted,
         cost_nanousd: 999,
         charges: vec![charge(DAY, at, tokens.cast_signed() - reserved.cast_signed())],
+        lease_run: 0,
     };
     (event, amendment)
 }

@@ -68,13 +68,13 @@ async fn the_gateway_says_what_schema_it_finds_and_brings_it_up() {
     assert_eq!(store.schema_state().await.unwrap(), SchemaState::Missing);
 
     let first = store.migrate().await.unwrap();
-    assert_eq!((first.from, first.applied.len()), (SchemaState::Missing, SCHEMA_VERSION as usize));
+    assert_eq!((first.from, first.applied.len()), (SchemaState::Missing, migrations().len()));
     assert_eq!(store.schema_state().await.unwrap(), SchemaState::Current);
     assert!(store.migrate().await.unwrap().applied.is_empty());
 
-    database.rows("DELETE FROM tollgate_schema WHERE version = 3");
+    database.rows("DELETE FROM tollgate_schema WHERE version > 2");
     assert_eq!(store.schema_state().await.unwrap(), SchemaState::Older(2));
-    assert_eq!(store.migrate().await.unwrap().applied, ["functions"]);
+    assert_eq!(store.migrate().await.unwrap().applied[0], "functions");
 
     database.rows("INSERT INTO tollgate_schema VALUES (99, 'tomorrow')");
     assert_eq!(store.schema_state().await.unwrap(), SchemaState::Newer(99));

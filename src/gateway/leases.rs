@@ -1,0 +1,104 @@
+//! Leases, joined to their database, their disk and their journal.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::health::Live;
+use super::notices::Subscriber;
+use crate::quota::{Enforcer, LeaseConfig, LeaseSource, Leasing, Mark, Runs};
+use crate::record::Journal;
+use crate::store::{Heard, LEASES, Store};
+
+/// Begins a run of leases; asks for them once the quotas were read, until `stop`.
+pub(super) fn start(
+    enforcer: &Arc<Enforcer>,
+    store: &Store,
+    journal: &Arc<Journal>,
+    config: LeaseConfig,
+    data_dir: &Path,
+    background: &TaskTracker,
+    live: &Arc<Live>,
+    mut notices: Subscriber,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let source = Arc::new(store.clone());
+    let leasing = Leasing::new(enforcer.clone(), source, config, runs(data_dir), mark(journal.clone()))?;
+    enforcer.stand(Leasing::footing_away(&config));
+    let recall = Arc::new(Notify::new());
+    let (hydrated, stopped) = (live.hydrated(), stop.clone());
+    background.spawn({
+        let recall = recall.clone();
+        async move {
+            tokio::select! {
+                () = hydrated => leasing.run(recall, stopped).await,
+                () = stopped.cancelled() => {}
+            }
+        }
+    });
+    let stopped = stop.clone();
+    background.spawn(async move {
+        let listen = async {
+            loop {
+                match notices.heard().await {
+                    Heard::Said { channel, .. } if channel != LEASES => {}
+                    Heard::Said { .. } | Heard::Connected => recall.notify_one(),
+                }
+            }
+        };
+        tokio::select! {
+            () = listen => {}
+            () = stopped.cancelled() => {}
+        }
+    });
+    Ok(())
+}
+
+/// Gives up what this replica holds, once everything that it used is written.
+pub(super) async fn give_up(enforcer: &Enforcer, store: &Store, journal_is_empty: bool) {
+    if !journal_is_empty {
+        return;
+    }
+    if let Err(error) = store.release_before(enforcer.run().saturating_add(1)).await {
+        tracing::debug!(%error, "leases are kept until their windows end");
+    }
+}
+
+/// Runs are numbered in the data directory, beside the journal that they write.
+fn runs(data_dir: &Path) -> Runs {
+    let file = data_dir.join("lease-run");
+    Arc::new(move || next_run(&file))
+}
+
+fn next_run(file: &PathBuf) -> Result<u64, String> {
+    let failed = |error: std::io::Error| format!("{} can't be used: {error}", file.display());
+    let last = match std::fs::read_to_string(file) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            format!("{} holds no number: write a larger one than any that was in it", file.display())
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0u64,
+        Err(error) => return Err(failed(error)),
+    };
+    let next = last.saturating_add(1);
+    // Written beside and renamed, so that a crash leaves the old number or the new one.
+    let fresh = file.with_extension("new");
+    let write = || {
+        std::fs::write(&fresh, next.to_string())?;
+        std::fs::File::open(&fresh)?.sync_all()?;
+        std::fs::rename(&fresh, file)
+    };
+    write().map_err(failed)?;
+    Ok(next)
+}
+
+/// What is journaled now is written once the journal is acknowledged so far.
+fn mark(journal: Arc<Journal>) -> Mark {
+    Arc::new(move || {
+        let journal = journal.clone();
+        let (until, _) = journal.reached();
+        Box::new(move || journal.reached().1 >= until)
+    })
+}
