@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, json};
 use uuid::Uuid;
 
-use super::audit;
+use super::audit::End;
 use super::config::Enforce;
 use super::core::{Core, Policy};
 use super::route::Route;
@@ -61,6 +61,9 @@ impl Settlement {
         if subject.provisional {
             metadata.insert("provisional_tenant".into(), json!(true));
         }
+        if let Some(why) = subject.unread {
+            metadata.insert("request_unread".into(), json!(why));
+        }
         let open = Open {
             core,
             hub,
@@ -83,14 +86,15 @@ impl Settlement {
         Self { open: Some(Box::new(open)), outcome: None }
     }
 
-    /// Takes what the exchange is expected to need, or records that it was refused.
+    /// Takes what the exchange is expected to need, or records that it was refused. Not for a tenant that only the
+    /// answer names.
     pub(crate) fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Box<Refusal>> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
+        let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
         let amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
         let enforce = config.enforce == Enforce::Hard;
-        let taken =
-            open.core.enforcer.reserve(&open.subject.tenant, entitlement, amounts, enforce, open.arrival.at);
+        let taken = open.core.enforcer.reserve(tenant, entitlement, amounts, enforce, open.arrival.at);
         match taken {
             Ok(reservation) => {
                 if let (Enforce::Shadow, Some(refusal)) = (config.enforce, reservation.would_refuse()) {
@@ -120,17 +124,15 @@ impl Settlement {
         bump(&open.core.metrics.refusals, "dimension", dimension.clone());
         open.metadata.insert("refused_by".into(), json!(dimension));
         open.status = Some(429);
-        let trail = open.trail();
-        let audit = audit::quota_exceeded(&trail, refusal);
-        open.record_unserved(Outcome::Refused, Some(audit));
+        let end = End { refusal: Some(refusal), ..End::unserved(Outcome::Refused, 429) };
+        open.record_unserved(&end);
     }
 
     /// Ends an exchange that the gateway itself answered, after its tenant was known.
     pub(crate) fn failed(mut self, outcome: Outcome, status: u16) {
         let Some(mut open) = self.open.take() else { return };
         open.status = Some(status);
-        let audit = audit::api_error(&open.trail(), status);
-        open.record_unserved(outcome, Some(audit));
+        open.record_unserved(&End::unserved(outcome, status));
     }
 
     /// The request goes out now.
@@ -146,13 +148,16 @@ impl Settlement {
         open.head = Some(Instant::now());
         open.status = Some(head.status.as_u16());
         let value = |name| head.headers.get(name).map(http::HeaderValue::as_bytes);
-        let meter = Meter::new(
+        let mut meter = Meter::new(
             &open.route.format,
             &open.policy.meter,
             head.status.as_u16(),
             value(http::header::CONTENT_TYPE),
             value(http::header::CONTENT_ENCODING),
         );
+        if let Some(pointers) = open.route.audit.answer() {
+            meter.glean(pointers);
+        }
         open.streamed = meter.is_stream();
         open.meter = Some(meter);
     }

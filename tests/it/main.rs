@@ -12,4 +12,5 @@ mod nginx;
 mod outages;
 mod postgres;
 mod recording;
+mod routes;
 mod sql;

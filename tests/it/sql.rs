@@ -5,6 +5,7 @@
 mod events;
 mod faults;
 mod functions;
+mod history;
 mod plans;
 mod private;
 mod records;
