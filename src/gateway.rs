@@ -33,7 +33,7 @@ use self::health::Live;
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
-use crate::proxy::{Core, Listener, Proxy};
+use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::Enforcer;
 use crate::record::Journal;
 use crate::settings::Settings;
@@ -113,6 +113,7 @@ impl Gateway {
             upstream: settings.upstream.clone(),
             refusing: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
+            drains: Drains::new(settings.server.max_drains),
             tasks: TaskTracker::new(),
         });
 

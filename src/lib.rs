@@ -11,6 +11,8 @@
 //! 5. [`quota`] takes what it is expected to need in every dimension at once, or refuses it: then the answer is 429
 //!    and the service never hears of it.
 //! 6. It goes to the service. The answer's frames pass to the client as they come; the meter looks at them in passing.
+//!    A client may leave before the end, and a stream may use up its tenant's quota: its route says what then becomes
+//!    of the rest.
 //! 7. Its settlement replaces the reservation by what was used (reported, else counted by a thread of its own), prices
 //!    it, and hands a usage event and audit events to [`record`].
 //! 8. The end of the answer is let go once they are in the journal, on the local disk. From there they are shipped to

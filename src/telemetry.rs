@@ -51,6 +51,10 @@ pub struct Metrics {
     pub overhead_seconds: Histogram,
     /// Metered exchanges in flight.
     pub exchanges: Gauge,
+    /// Answers being read on after their clients left.
+    pub draining: Gauge,
+    /// Answers that were to be read on after their clients left, by `ending`.
+    pub drains: Family<Label, Counter>,
     /// Reservations held now. Equals `exchanges` in flight past admission.
     pub reservations: Gauge,
     /// Tenants with state in memory.
@@ -136,6 +140,13 @@ impl Metrics {
             first_byte_seconds: add(r, "first_byte_seconds", "Upstream time to the answer's head", seconds()),
             overhead_seconds: add(r, "overhead_seconds", "Time the gateway itself added", seconds()),
             exchanges: add(r, "exchanges", "Metered exchanges in flight", Gauge::default()),
+            draining: add(r, "draining", "Answers read on after their clients left", Gauge::default()),
+            drains: add(
+                r,
+                "drains",
+                "Answers read on after their clients left, by ending",
+                Family::default(),
+            ),
             reservations: add(r, "reservations", "Reservations held", Gauge::default()),
             tenants: add(r, "tenants", "Tenants with state in memory", Gauge::default()),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::capture::{Capture, Learnt, Ruled};
-use super::events::{Documents, EventStream, Lines};
+use super::capture::{Capture, Learnt, Ruled, Running};
+use super::events::{Documents, EventStream, Lines, StreamKind};
 use super::format::Format;
 use super::glean::{Gleaner, Pointers};
 use super::skim::Skimmer;
@@ -114,6 +114,18 @@ impl Answer {
 
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.form, Form::Events(_) | Form::Lines(_))
+    }
+
+    pub(super) fn stream_kind(&self) -> Option<StreamKind> {
+        match self.form {
+            Form::Events(_) => Some(StreamKind::Events),
+            Form::Lines(_) => Some(StreamKind::Lines),
+            _ => None,
+        }
+    }
+
+    pub(super) fn running(&self) -> Option<Running> {
+        self.reader.capture.running()
     }
 
     pub(super) fn reported(&self) -> bool {

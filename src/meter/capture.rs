@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 
+use super::counting::estimate_bytes;
 use super::format::{Action, Format};
 use super::pointer::{NodeId, UNWANTED};
 use super::text::{Buffer, Mark, Text};
@@ -32,6 +33,8 @@ struct Document {
     /// The stream says that it failed, whatever else it says.
     failed: bool,
     failed_by_name: bool,
+    /// It has a piece of text, if only an empty one.
+    has_text: bool,
     begin: Mark,
     final_text: Option<Buffer>,
 }
@@ -46,8 +49,18 @@ impl Document {
         self.error = false;
         self.failed = false;
         self.failed_by_name = false;
+        self.has_text = false;
         self.final_text = None;
     }
+}
+
+/// The tokens of an answer that is still coming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// As reported so far; where it is not, an estimate of the text so far.
+    pub tokens: u64,
+    /// Whether the request's are among them.
+    pub with_input: bool,
 }
 
 /// What is learnt of an answer.
@@ -68,6 +81,8 @@ pub(super) struct Capture {
     wants_text: bool,
     text_limit: usize,
     reported: bool,
+    /// The last document had a piece of text.
+    last_had_text: bool,
 }
 
 /// A sink that knows the rules.
@@ -92,6 +107,7 @@ impl Capture {
             wants_text: true,
             text_limit,
             reported: false,
+            last_had_text: false,
         }
     }
 
@@ -106,8 +122,25 @@ impl Capture {
         self.reported
     }
 
+    /// The tokens up to here, if the last document was one of text and more of it may come: a document that only
+    /// reports, or has the whole text once more, stands at a stream's end.
+    pub(super) fn running(&self) -> Option<Running> {
+        if !self.last_had_text || self.final_text.is_some() {
+            return None;
+        }
+        let usage = &self.resolved.usage;
+        if self.reported {
+            return Some(Running { tokens: usage.total()?, with_input: true });
+        }
+        let (kept, seen_bytes) = self.text.so_far();
+        let output = estimate_bytes(kept, seen_bytes).max(usage.output.unwrap_or(0));
+        let tokens = usage.input.unwrap_or(0).saturating_add(output);
+        Some(Running { tokens, with_input: usage.input.is_some() })
+    }
+
     /// Text that stands in no document.
     pub(super) fn plain_text(&mut self, bytes: &[u8]) {
+        self.last_had_text = true;
         if self.wants_text {
             self.text.push(bytes);
         }
@@ -150,6 +183,7 @@ impl Capture {
         if !document.hits.is_empty() {
             self.count(format);
         }
+        self.last_had_text = self.document.has_text;
         self.document.clear();
         self.document.begin = self.text.mark();
     }
@@ -288,6 +322,7 @@ impl Sink for Ruled<'_> {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message => self.message(node),
+                Action::Text => self.capture.document.has_text = true,
                 Action::FinalText if self.capture.wants_text => {
                     let limit = self.capture.text_limit;
                     self.capture.document.final_text.get_or_insert_with(|| Buffer::new(limit));

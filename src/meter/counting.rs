@@ -223,14 +223,19 @@ fn scaled(count: u64, text: &Text) -> u64 {
 /// A guess in constant time, for when there is no time to count: four bytes of ASCII a token, and a token for each
 /// other character, judged by the first few thousand bytes.
 pub fn estimate(text: &Text) -> u64 {
+    estimate_bytes(text.kept.as_bytes(), text.seen_bytes)
+}
+
+/// The same of text whose beginning is `kept` and which has `seen_bytes` in all.
+pub(super) fn estimate_bytes(kept: &[u8], seen_bytes: u64) -> u64 {
     const SAMPLE: usize = 4096;
-    let sample = &text.kept.as_bytes()[..text.kept.len().min(SAMPLE)];
+    let sample = &kept[..kept.len().min(SAMPLE)];
     if sample.is_empty() {
-        return text.seen_bytes.div_ceil(4);
+        return seen_bytes.div_ceil(4);
     }
     let ascii = sample.iter().filter(|byte| byte.is_ascii()).count() as u64;
     let others = sample.iter().filter(|byte| **byte >= 0xc0).count() as u64;
-    let quarters = u128::from(ascii + 4 * others) * u128::from(text.seen_bytes);
+    let quarters = u128::from(ascii + 4 * others) * u128::from(seen_bytes);
     u64::try_from(quarters.div_ceil(4 * sample.len() as u128)).unwrap_or(u64::MAX)
 }
 

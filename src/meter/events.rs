@@ -18,6 +18,15 @@ pub(super) trait Documents {
     fn code(&mut self, code: &[u8]);
 }
 
+/// How a stream of documents is cut into them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// Events of an event stream: an empty line ends each.
+    Events,
+    /// Lines.
+    Lines,
+}
+
 const MAX_NAME: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

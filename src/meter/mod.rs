@@ -32,8 +32,10 @@ mod wanted;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use capture::Running;
 pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
 pub use decoding::{DecodeError, decode_request};
+pub use events::StreamKind;
 pub use format::{Format, FormatConfig, FormatError, RequestConfig};
 pub use formats::Formats;
 pub use glean::{Pointers, glean};
@@ -137,6 +139,20 @@ impl Meter {
     /// Whether what was seen so far reports all tokens, so that nothing needs counting.
     pub fn reported(&self) -> bool {
         !self.error_status && self.body.answer().is_some_and(Answer::reported)
+    }
+
+    /// How a stream that can be looked into as it comes (not compressed) is cut into events. `None` is no such stream,
+    /// or one whose headers don't say so.
+    pub fn stream_kind(&self) -> Option<StreamKind> {
+        match &self.body {
+            Body::Plain(answer) => answer.stream_kind(),
+            Body::Encoded(_) | Body::Unknown(_) => None,
+        }
+    }
+
+    /// The tokens of a stream up to here, if its last event was one of text: what a limit is held against.
+    pub fn running(&self) -> Option<Running> {
+        self.body.answer().and_then(Answer::running)
     }
 
     /// Looks at the next bytes of the body.

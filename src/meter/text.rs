@@ -66,6 +66,11 @@ impl Buffer {
         self.seen_bytes == 0
     }
 
+    /// The bytes kept, and how many there were in all.
+    pub(super) fn so_far(&self) -> (&[u8], u64) {
+        (&self.kept, self.seen_bytes)
+    }
+
     /// Forgets the text, and gives its memory back.
     pub(super) fn forget(&mut self) {
         *self = Self::new(self.limit);

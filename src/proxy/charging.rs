@@ -13,6 +13,8 @@ pub(crate) struct Facts<'a> {
     /// The status of the upstream's answer; `None` when it never answered.
     pub(crate) status: Option<u16>,
     pub(crate) reading: &'a Reading,
+    /// Whether the answer was read to its end, whoever was there to see it.
+    pub(crate) whole: bool,
     /// Whether the request has text that can be counted.
     pub(crate) request_text: bool,
 }
@@ -46,22 +48,21 @@ pub(crate) fn is_served(outcome: Outcome, status: Option<u16>) -> bool {
 /// A whole answer is charged what it reports, else what its text counts. A broken one is charged what was seen of
 /// it. A client that leaves early is charged no less than one message's reservation, so hanging up is never free.
 pub(crate) fn basis(facts: &Facts<'_>) -> Basis {
-    let Facts { outcome, status, reading, request_text } = facts;
+    let Facts { outcome, status, reading, whole, request_text } = facts;
     if *outcome == Outcome::Refused || !is_served(*outcome, *status) {
         return Basis::Free;
     }
-    let whole = *outcome == Outcome::Completed;
     // One side alone (Ollama leaves out a cached prompt) is no total: the other is counted where there is text for it.
     let usage = &reading.usage;
     let all_known = usage.total.is_some() || (usage.input.is_some() && usage.output.is_some());
     if all_known || (usage.total().is_some() && !request_text && reading.text.seen_bytes == 0) {
-        return Basis::Reported(if whole { TokenSource::Reported } else { TokenSource::Partial });
+        return Basis::Reported(if *whole { TokenSource::Reported } else { TokenSource::Partial });
     }
     // An answer that could not be read has no text, however much it said.
     let unreadable = reading.flag.is_some() && reading.text.seen_bytes == 0;
     let countable = !unreadable && (reading.text.seen_bytes > 0 || (*request_text && status.is_some()));
     if countable {
-        return Basis::Text(if whole { TokenSource::Counted } else { TokenSource::Partial });
+        return Basis::Text(if *whole { TokenSource::Counted } else { TokenSource::Partial });
     }
     if *outcome == Outcome::ClientAborted { Basis::Reserved } else { Basis::Unknown }
 }
@@ -124,7 +125,8 @@ mod tests {
     use crate::meter::Text;
 
     fn facts(outcome: Outcome, status: Option<u16>, reading: &Reading) -> Basis {
-        basis(&Facts { outcome, status, reading, request_text: true })
+        let whole = outcome == Outcome::Completed;
+        basis(&Facts { outcome, status, reading, whole, request_text: true })
     }
 
     fn reported(total: u64) -> Reading {

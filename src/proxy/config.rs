@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::audit::config::AuditRule;
+use super::cut::CutEvent;
 use crate::model::event::EventType;
 
 /// The public listener.
@@ -24,6 +25,8 @@ pub struct ServerConfig {
     pub max_header_bytes: usize,
     /// Header lines of a request.
     pub max_headers: usize,
+    /// Answers read on at once after their clients left, all routes together.
+    pub max_drains: usize,
     /// How long exchanges in flight may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// Peers whose `X-Forwarded-For` is believed.
@@ -140,6 +143,22 @@ pub enum Enforce {
     Off,
 }
 
+/// How far an answer is read on when its client has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// For how long, from then on.
+    pub time: Duration,
+    /// How many bytes, from then on.
+    pub bytes: u64,
+}
+
+/// How a stream is ended when it has used up what its tenant has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutConfig {
+    /// Its last event; `None` is the built-in one for its kind of stream.
+    pub event: Option<CutEvent>,
+}
+
 /// A metered route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
@@ -164,6 +183,10 @@ pub struct RouteConfig {
     /// Whether a request that names no tenant passes unmetered, and one whose token is none of ours or whose body can't
     /// be inspected is not refused for that; `None` is as [`IdentifyConfig::pass_unidentified`] says, and refuses those.
     pub pass_unidentified: Option<bool>,
+    /// Whether an answer is read on when its client leaves, for its exact count; `None` cancels the upstream at once.
+    pub drain: Option<DrainConfig>,
+    /// Whether a stream is cut when it has used up what its tenant has left; `None` lets it finish.
+    pub cut: Option<CutConfig>,
     /// What its exchanges leave in the audit trail.
     pub audit: Vec<AuditRule>,
 }

@@ -10,9 +10,10 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 
 use super::audit::{self, Trail};
-use super::body::{Body, RequestBody};
+use super::body::{Body, ClientFault, RequestBody};
 use super::config::Enforce;
 use super::core::{Core, Policy};
+use super::draining::Call;
 use super::failure::{Failure, Side};
 use super::headers::{Caller, X_REQUEST_ID};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
@@ -32,7 +33,7 @@ use crate::record::Hub;
 pub(crate) struct Exchange<'a> {
     pub(crate) core: &'a Arc<Core>,
     pub(crate) hub: &'a Arc<Hub>,
-    pub(crate) upstream: &'a Upstream,
+    pub(crate) upstream: &'a Arc<Upstream>,
     /// The policy that it began with, kept to its end.
     pub(crate) policy: Arc<Policy>,
     pub(crate) route: Arc<Route>,
@@ -86,7 +87,8 @@ impl Exchange<'_> {
 
         let request = forwarded(head, read.forward, &self.policy);
         settlement.sent();
-        let response = match self.upstream.send(request, read.fault).await {
+        let (answer, settlement) = self.call(request, read.fault, settlement).await?;
+        let response = match answer {
             Ok(response) => response,
             Err(failure) => {
                 let outcome = match (&failure, failure.side()) {
@@ -104,6 +106,21 @@ impl Exchange<'_> {
             return Err(Failure::UpstreamUnreachable);
         }
         self.answer(response, settlement).await
+    }
+
+    /// Sends the request. A client that leaves meanwhile drops this; what is then read on goes on without it.
+    async fn call(
+        &self,
+        request: Request<RequestBody>,
+        fault: Option<ClientFault>,
+        settlement: Settlement,
+    ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
+        if settlement.drain().is_none() {
+            return Ok((self.upstream.send(request, fault).await, settlement));
+        }
+        let upstream = self.upstream.clone();
+        let sending = Box::pin(async move { upstream.send(request, fault).await });
+        Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
     /// The upstream's answer as it came, with what the contract adds, and the tap on its body.

@@ -93,26 +93,24 @@ impl Proxy {
         let _ = self.accepting.await;
         let open: Vec<_> = self.workers.iter().map(|worker| worker.open.clone()).collect();
         let core = self.core.clone();
-        let idle = async {
-            while open.iter().any(|open| open.load(Ordering::Acquire) > 0) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::select! {
-            () = idle => {}
-            () = limit => {
-                let left: usize = open.iter().map(|open| open.load(Ordering::Acquire)).sum();
-                tracing::warn!(connections = left, "the drain limit ran out: cutting what is left");
-                core.cutting.store(true, Ordering::Relaxed);
-            }
-        }
+        // A worker ends by itself with the last of its connections and tasks, once the acceptor sends it no more.
         let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
-        let _ = tokio::task::spawn_blocking(move || {
+        let mut ended = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 let _ = thread.join();
             }
-        })
-        .await;
+        });
+        tokio::select! {
+            _ = &mut ended => return,
+            () = limit => {
+                let left: usize = open.iter().map(|open| open.load(Ordering::Acquire)).sum();
+                let draining = core.metrics.draining.get();
+                tracing::warn!(connections = left, draining, "the drain limit ran out: cutting what is left");
+                core.cutting.store(true, Ordering::Relaxed);
+                core.drains.cut();
+            }
+        }
+        let _ = ended.await;
     }
 }
 

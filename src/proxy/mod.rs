@@ -9,7 +9,8 @@
 //!    goes to `record`.
 //!
 //! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
-//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `failure` and `reply` make every answer that is
+//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `draining` reads on what a client left behind.
+//! `failure` and `reply` make every answer that is
 //! the gateway's own.
 
 mod audit;
@@ -17,6 +18,10 @@ mod body;
 mod charging;
 mod config;
 mod core;
+mod cut;
+mod cutting;
+mod drain;
+mod draining;
 mod exchange;
 mod failure;
 mod headers;
@@ -34,8 +39,10 @@ mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
 pub use self::config::{
-    BodyConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig, SourceConfig,
-    UpstreamConfig,
+    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig,
+    ServerConfig, SourceConfig, UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
+pub use self::cut::CutEvent;
+pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};

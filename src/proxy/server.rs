@@ -37,7 +37,7 @@ const H2_PREFACE: &[u8; 4] = b"PRI ";
 pub(crate) struct Worker {
     pub(crate) core: Arc<Core>,
     pub(crate) hub: Arc<Hub>,
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Arc<Upstream>,
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<Tracked>,
 }
@@ -58,7 +58,7 @@ where
 
 impl Worker {
     pub(crate) fn new(core: Arc<Core>) -> Result<Self, String> {
-        let upstream = Upstream::new(&core.upstream)?;
+        let upstream = Arc::new(Upstream::new(&core.upstream)?);
         let server = &core.server;
         let mut http1 = hyper::server::conn::http1::Builder::new();
         http1

@@ -9,19 +9,21 @@
 //! 4. No message text leaves this module: it is counted and dropped.
 //!
 //! Here is the life of an open account (`account`); `closing` counts, charges and makes the records, `event` the row
-//! among them, and `late` amends it.
+//! among them, and `late` amends it; `limit` holds a stream against what its tenant has left.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde_json::{Map, json};
 use uuid::Uuid;
 
 use super::audit::End;
-use super::config::Enforce;
+use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
+use super::drain::Drained;
 use super::route::Route;
-use crate::meter::{Inspected, Meter};
+use crate::meter::{Inspected, Meter, StreamKind};
 use crate::model::event::{EventType, Outcome};
 use crate::model::quota::Amounts;
 use crate::quota::{Entitlement, Refusal, Reservation};
@@ -34,6 +36,7 @@ mod account;
 mod closing;
 mod event;
 mod late;
+mod limit;
 
 /// How long the end of an answer waits for the journal before it is released all the same: no fault of recording is
 /// ever felt by a caller, not even a disk that hangs.
@@ -77,6 +80,8 @@ impl Settlement {
             ended: None,
             status: None,
             streamed: false,
+            limit: None,
+            read_on: false,
             reservation: None,
             meter: None,
             metadata,
@@ -159,6 +164,7 @@ impl Settlement {
             meter.glean(pointers);
         }
         open.streamed = meter.is_stream();
+        open.hold_to_limit(&meter);
         open.meter = Some(meter);
     }
 
@@ -166,6 +172,41 @@ impl Settlement {
     pub(crate) fn observe(&mut self, chunk: &[u8]) {
         if let Some(meter) = self.open.as_mut().and_then(|open| open.meter.as_mut()) {
             meter.observe(chunk);
+        }
+    }
+
+    /// Where the answer is a stream that is held against the tenant's limit: how it is cut into events.
+    pub(crate) fn limited(&self) -> Option<StreamKind> {
+        self.open.as_ref()?.limit.as_ref().map(|limit| limit.kind)
+    }
+
+    /// Whether the stream has used up what its tenant has left. Up to then its reservation grows with it.
+    pub(crate) fn spent(&mut self) -> bool {
+        self.open.as_mut().is_some_and(|open| open.spent())
+    }
+
+    /// The last event of a stream that is cut.
+    pub(crate) fn cut_event(&mut self) -> Bytes {
+        self.open.as_mut().and_then(|open| open.cut_event()).unwrap_or_default()
+    }
+
+    /// How far the answer is read on when the client leaves; `None` is not at all.
+    pub(crate) fn drain(&self) -> Option<(&Arc<Core>, DrainConfig)> {
+        let open = self.open.as_ref()?;
+        Some((&open.core, open.route.config.drain?))
+    }
+
+    /// The client has left, and what it left is read on.
+    pub(crate) fn left(&mut self) {
+        self.outcome = Some(Outcome::ClientAborted);
+    }
+
+    /// Ends an exchange whose client has left. Nobody waits for it, so its count is waited for, however long it takes.
+    pub(crate) fn drained(mut self, how: Drained) {
+        self.left();
+        if let Some(open) = self.open.as_mut() {
+            open.read_on = how == Drained::Whole;
+            open.metadata.insert("drained".into(), json!(how.as_str()));
         }
     }
 

@@ -5,7 +5,8 @@
 //!    the journal: the end of the stream, the trailers, or the frame that completes a declared length (a client that
 //!    counts bytes has seen the whole answer with that frame).
 //! 2. A body ends in one of six ways, and each is told to the settlement once: end of stream, end with trailers, end
-//!    with the frame that completes it, an error, dropped, or already over when it began.
+//!    with the frame that completes it, an error, dropped, or already over when it began. A seventh is our own: cut at
+//!    the tenant's limit.
 
 use std::fmt;
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::cutting::{Limiter, observe};
+use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
 use crate::model::event::Outcome;
@@ -24,7 +27,8 @@ use crate::model::event::Outcome;
 /// A watched body.
 #[derive(Debug)]
 pub(crate) struct Tap {
-    upstream: Incoming,
+    /// Gone once the rest is another's to read.
+    upstream: Option<Incoming>,
     idle: Idle,
     state: State,
 }
@@ -47,6 +51,8 @@ enum State {
     Flowing {
         first: Option<Option<FrameResult>>,
         settlement: Settlement,
+        /// Where it is a stream that may be cut at the tenant's limit.
+        limiter: Option<Limiter>,
     },
     /// The end is held until its event is in the journal.
     Ending {
@@ -90,32 +96,45 @@ pub(crate) async fn tap(
                 }
                 let settling = settlement.finish(Outcome::Completed).boxed();
                 let state = State::Ending { settling, last: Some(Ok(Frame::data(data))) };
-                return Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }));
+                return Tapped::Open(Box::new(Tap::new(upstream, idle, state)));
             }
             Some(Some(Ok(frame)))
         }
         Some(other) => Some(other.map(|frame| frame.map_err(BodyError::Broken))),
         None => None,
     };
-    let state = State::Flowing { first, settlement };
-    Tapped::Open(Box::new(Tap { upstream, idle: Idle::new(idle), state }))
+    let limiter = Limiter::of(&settlement, &upstream);
+    let state = State::Flowing { first, settlement, limiter };
+    Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
 
 impl Tap {
+    fn new(upstream: Incoming, idle: std::time::Duration, state: State) -> Self {
+        Self { upstream: Some(upstream), idle: Idle::new(idle), state }
+    }
+
     /// The next frame, or the end once it may be seen.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         loop {
             match &mut self.state {
-                State::Flowing { first, settlement } => {
+                State::Flowing { first, settlement, limiter } => {
+                    let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
                     let frame = match first.take() {
                         Some(read) => read,
-                        None => ready!(poll_frame_within(&mut self.upstream, &mut self.idle, cx)),
+                        None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
                     };
-                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-                        settlement.observe(data);
+                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
+                        && let Some(kept) = observe(limiter, data, settlement)
+                    {
+                        let kept = data.slice(..kept);
+                        self.cut();
+                        if kept.is_empty() {
+                            continue;
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(kept))));
                     }
                     let outcome = match &frame {
-                        Some(Ok(passing)) if passing.is_data() && !self.upstream.is_end_stream() => {
+                        Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
                             return Poll::Ready(frame);
                         }
                         Some(Ok(_)) | None => Outcome::Completed,
@@ -139,6 +158,16 @@ impl Tap {
         }
     }
 
+    /// Ends the stream between two events, with one more that says so, and lets the upstream go.
+    fn cut(&mut self) {
+        let State::Flowing { mut settlement, .. } = std::mem::replace(&mut self.state, State::Over) else {
+            return;
+        };
+        self.upstream = None;
+        let last = Some(Ok(Frame::data(settlement.cut_event())));
+        self.state = State::Ending { settling: settlement.finish(Outcome::Cut).boxed(), last };
+    }
+
     /// Whether nothing more comes, and the settlement is done.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
@@ -153,9 +182,20 @@ impl Tap {
             }
             _ => 0,
         };
-        match self.upstream.size_hint().exact() {
+        match self.upstream.as_ref().and_then(|upstream| upstream.size_hint().exact()) {
             Some(rest) => SizeHint::with_exact(rest + held),
             None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Tap {
+    /// The client has left.
+    fn drop(&mut self) {
+        if let (State::Flowing { first, settlement, limiter }, Some(body)) =
+            (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
+        {
+            client_left(Rest::Body { first, body, limiter }, settlement);
         }
     }
 }

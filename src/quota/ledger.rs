@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use crate::model::quota::{Amounts, Dimension, Limits, Standing};
+use crate::model::quota::{Amounts, Dimension, Limit, Limits, Standing};
 use crate::model::window::Span;
 
 /// How a tenant stands in each dimension, without an allocation for the standard ones.
@@ -166,6 +166,26 @@ impl Ledger {
             }
         }
         Admission { standings, turns, short, taken }
+    }
+
+    /// Reserves `more` in each of these windows (dimension, turn, limit), or in none of them. A window that is over holds
+    /// nothing any more, and stands in nobody's way.
+    pub(super) fn extend(
+        &mut self,
+        windows: impl Iterator<Item = (Dimension, u16, Limit)> + Clone,
+        more: u64,
+    ) -> bool {
+        let room = windows.clone().all(|(dimension, turn, limit)| {
+            let current = self.find(dimension).filter(|counter| counter.turn == turn);
+            let taken = current.map_or(0, |counter| counter.taken().saturating_add(more));
+            limit.is_none_or(|limit| taken <= limit)
+        });
+        for (dimension, turn, _) in windows.filter(|_| room) {
+            if let Some(counter) = self.find(dimension).filter(|counter| counter.turn == turn) {
+                counter.reserved = counter.reserved.saturating_add(more);
+            }
+        }
+        room
     }
 
     /// Gives back what was reserved in a window, if it is still the current one, and adds what was used.

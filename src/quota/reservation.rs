@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
-use crate::model::quota::{Amounts, Charge, Standing};
+use crate::model::quota::{Amounts, Charge, Standing, Unit};
 use crate::telemetry::Metrics;
 
 use super::ledger::{Admission, Ledger, Refusal, Standings};
@@ -65,6 +65,23 @@ impl Reservation {
     /// In shadow mode: what would have been refused.
     pub fn would_refuse(&self) -> Option<&Refusal> {
         self.would_refuse.as_deref()
+    }
+
+    /// Raises the reserved tokens to `tokens` in all, if every dimension of tokens has room for them by the limits of the
+    /// admission. False: there is no room, and nothing was taken.
+    pub fn extend(&mut self, tokens: u64) -> bool {
+        let more = tokens.saturating_sub(self.amounts.tokens);
+        if more == 0 {
+            return true;
+        }
+        let windows = self.standings.iter().zip(&self.turns);
+        let windows = windows.filter(|(standing, _)| standing.dimension.unit == Unit::Tokens);
+        let windows = windows.map(|(standing, turn)| (standing.dimension, *turn, standing.limit));
+        let extended = self.tenant.ledger().extend(windows, more);
+        if extended {
+            self.amounts.tokens = tokens;
+        }
+        extended
     }
 
     /// Replaces the reservation by what was used, and says what that adds to the live counters: one charge for each

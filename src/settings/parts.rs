@@ -49,6 +49,7 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
     // hyper refuses to run with a buffer of less than 8 KiB.
     let max_header_bytes = table.key("max_header_bytes").memory(8 * KIB..=16 * MIB);
     let max_headers = table.key("max_headers").count(1..=10_000);
+    let max_drains = table.key("max_drains").count(0..=1_000_000);
     let drain_timeout = table.key("drain_timeout").duration(Duration::ZERO..=DAY);
     let trusted_proxies = table.key("trusted_proxies").strings(units::network);
     let server = proxy::ServerConfig {
@@ -58,6 +59,7 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
         header_timeout: header_timeout?,
         max_header_bytes: max_header_bytes?,
         max_headers: max_headers?,
+        max_drains: max_drains?,
         drain_timeout: drain_timeout?,
         trusted_proxies: trusted_proxies?,
     };

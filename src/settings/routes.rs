@@ -1,5 +1,7 @@
 //! `[[routes]]`.
 
+use std::time::Duration;
+
 use super::audit::{self, Reach, SharedRule};
 use super::path::bare_or_quoted;
 use super::reader::{Slot, Table, all};
@@ -7,11 +9,15 @@ use super::tenants::{self, Surroundings};
 use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
-use crate::proxy::{BodyConfig, Enforce, PathMatch, RouteConfig, SourceConfig};
+use crate::proxy::{
+    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RouteConfig, SourceConfig,
+};
 
 /// What a chat message took in the service itself, before anything was known.
 const RESERVE_TOKENS: u64 = 150;
 const MAX_BODY_BYTES: usize = 1 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(60);
+const DRAIN_BYTES: u64 = 16 << 20;
 
 /// What routes must be checked against.
 pub(super) struct Context<'a> {
@@ -57,6 +63,8 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         slot.integer(0..=1_000_000_000)
     });
     let body = body(&table);
+    let drain = drain(&table);
+    let cut = cut(&table, enforce);
     let segments = path.as_deref().map(names).unwrap_or_default();
     let sources =
         table.optional("sources").map(|slot| sources(&slot.in_one_line(), &segments, context.around));
@@ -77,6 +85,8 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         body: body?,
         sources: given(sources)?,
         pass_unidentified: given(unidentified)?,
+        drain: drain?,
+        cut: cut?,
         audit: own?.into_iter().chain(shared).collect(),
     })
 }
@@ -129,6 +139,40 @@ fn sources(slot: &Slot<'_>, segments: &[String], around: &Surroundings<'_>) -> O
 fn names(path: &str) -> Vec<String> {
     let name = |segment: &str| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned());
     path.split('/').filter_map(name).collect()
+}
+
+/// What becomes of the upstream's answer when its client leaves.
+fn drain(table: &Table<'_>) -> Option<Option<DrainConfig>> {
+    let drains = optional(table, "on_client_gone", false, "cancel", |slot| {
+        slot.choice(&[("cancel", false), ("drain", true)])
+    });
+    let time = optional(table, "drain_time", DRAIN_TIME, units::show_duration(DRAIN_TIME), |slot| {
+        slot.duration(Duration::from_millis(1)..=Duration::from_secs(3600))
+    });
+    let bytes = optional(table, "drain_bytes", DRAIN_BYTES, units::show_size(DRAIN_BYTES), |slot| {
+        slot.size(1024..=1 << 40)
+    });
+    let limits = DrainConfig { time: time?, bytes: bytes? };
+    Some(drains?.then_some(limits))
+}
+
+/// What becomes of a stream that has used up what its tenant has left.
+fn cut(table: &Table<'_>, enforce: Option<Enforce>) -> Option<Option<CutConfig>> {
+    let cuts = optional(table, "over_limit", false, "finish", |slot| {
+        let cuts = slot.choice(&[("finish", false), ("cut", true)])?;
+        if cuts && enforce == Some(Enforce::Off) {
+            slot.fault(
+                "\"cut\" needs a limit to be held to: write enforce = \"hard\", or \"shadow\" to try it out",
+            );
+            return None;
+        }
+        Some(cuts)
+    });
+    let event = match table.optional("cut_event") {
+        Some(slot) => Some(slot.parse("a string", CutEvent::new)?),
+        None => None,
+    };
+    Some(cuts?.then_some(CutConfig { event }))
 }
 
 fn format_name<'a>(slot: &Slot<'a>, formats: Option<&Formats>) -> Option<&'a str> {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use tollgate::model::event::EventType;
 use tollgate::model::quota::{Dimension, Limits};
 use tollgate::model::tenant::TenantId;
-use tollgate::proxy::{AuditWhen, BodyConfig, Enforce, JwtKey, PathMatch, SourceConfig};
+use tollgate::proxy::{
+    AuditWhen, BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig,
+};
 use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
 
 type Environment = BTreeMap<String, String>;
@@ -101,6 +103,7 @@ fn the_built_in_default_is_the_service_as_it_stands() {
     assert_eq!((route.pass_unidentified, route.sources.as_deref()), (None, None));
     let kinds: Vec<_> = route.audit.iter().map(|rule| rule.event_type.as_str()).collect();
     assert_eq!(kinds, ["chat_message_received", "chat_response_sent", "api_error", "quota_exceeded"]);
+    assert_eq!((route.drain, settings.server.max_drains, &route.cut), (None, 1000, &None));
     let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"));
     assert!(known);
     assert_eq!((mini.input, mini.cached_input, mini.output), (150_000, 75_000, 600_000));
@@ -266,6 +269,52 @@ fn the_services_other_routes_are_shipped_and_let_pass_what_names_no_tenant() {
         settings.warnings().iter().all(|warning| !warning.starts_with("routes")),
         "{:?}",
         settings.warnings()
+    );
+}
+
+#[test]
+fn a_route_says_what_a_leaving_client_costs() {
+    let route = |keys: &str| load(&format!("[[routes]]\npath = \"/x\"\n{keys}")).routes.remove(0);
+    assert_eq!(route("on_client_gone = \"cancel\"\ndrain_time = \"5s\"\n").drain, None);
+    let drain = route("on_client_gone = \"drain\"\n").drain.unwrap();
+    assert_eq!((drain.time, drain.bytes), (Duration::from_secs(60), 16 << 20));
+    let drain = route("on_client_gone = \"drain\"\ndrain_time = \"5s\"\ndrain_bytes = \"1MiB\"\n").drain;
+    assert_eq!(drain.unwrap(), DrainConfig { time: Duration::from_secs(5), bytes: 1 << 20 });
+}
+
+#[test]
+fn a_route_says_how_a_stream_over_the_limit_ends() {
+    let route = |keys: &str| load(&format!("[[routes]]\npath = \"/x\"\n{keys}")).routes.remove(0);
+    assert_eq!(route("cut_event = \"data: bye\"\n").cut, None);
+    assert_eq!(route("over_limit = \"cut\"\n").cut.unwrap(), CutConfig { event: None });
+    let cut = route("over_limit = \"cut\"\ncut_event = \"data: bye, {request_id}\"\n").cut.unwrap();
+    assert_eq!(cut.event, CutEvent::new("data: bye, {request_id}\n\n").ok());
+    assert!(route("over_limit = \"cut\"\nenforce = \"shadow\"\n").cut.is_some());
+}
+
+#[test]
+fn faults_of_a_routes_endings_are_told_at_once() {
+    let file = File::with(
+        "[server]\nmax_drains = -1\n\
+         [[routes]]\npath = \"/x\"\non_client_gone = \"wait\"\ndrain_time = \"0s\"\ndrain_bytes = 5\n\
+         over_limit = \"stop\"\ncut_event = \"data: {user}\"\n\
+         [[routes]]\npath = \"/y\"\nenforce = \"off\"\nover_limit = \"cut\"\ncut_event = \"\"\n",
+    );
+    let faults: Vec<_> =
+        file.faults().into_iter().map(|(_, key, reason)| format!("{key}: {reason}")).collect();
+    let names = "{request_id}, {dimension}, {limit}, {resets_at}, {tokens}";
+    assert_eq!(
+        faults,
+        [
+            "server.max_drains: -1 must be between 0 and 1000000",
+            "routes[0].on_client_gone: \"wait\" is not known: write \"cancel\" or \"drain\"",
+            "routes[0].drain_time: \"0s\" must be between 1ms and 1h",
+            "routes[0].drain_bytes: must be a string with a number and a unit, such as \"64KiB\", not a whole number",
+            "routes[0].over_limit: \"stop\" is not known: write \"finish\" or \"cut\"",
+            &format!("routes[0].cut_event: holds {{user}}, which stands for nothing: there are {names}"),
+            "routes[1].over_limit: \"cut\" needs a limit to be held to: write enforce = \"hard\", or \"shadow\" to try it out",
+            "routes[1].cut_event: is empty: write the last event of the stream",
+        ]
     );
 }
 

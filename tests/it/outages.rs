@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 mod clients;
+mod cutting;
 mod database;
 mod ending;
+mod leaving;
 mod process;
 mod program;
 mod upstream;

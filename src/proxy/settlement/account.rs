@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::meter::{Counted, Inspected, Meter, Reading};
+use crate::meter::{Counted, Inspected, Meter, Reading, StreamKind};
 use crate::model::event::Outcome;
 use crate::model::tenant::TenantId;
 use crate::proxy::audit::{Bearer, Trail};
 use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
+use crate::proxy::cut::CutEvent;
 use crate::proxy::headers::Caller;
 use crate::proxy::route::Route;
 use crate::quota::Reservation;
@@ -75,12 +76,27 @@ pub(super) struct Open {
     pub(super) ended: Option<Instant>,
     pub(super) status: Option<u16>,
     pub(super) streamed: bool,
+    /// Set where the answer is a stream that is held against the tenant's limit.
+    pub(super) limit: Option<Limit>,
+    /// The client had left, and the answer was read to its end all the same.
+    pub(super) read_on: bool,
     pub(super) reservation: Option<Reservation>,
     pub(super) meter: Option<Meter>,
     pub(super) metadata: Map<String, Value>,
     pub(super) counting: Option<oneshot::Receiver<Counted>>,
     /// Known once the meter is closed.
     pub(super) close: Option<Close>,
+}
+
+/// How a stream is held against what its tenant has left.
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub(super) kind: StreamKind,
+    pub(super) event: CutEvent,
+    /// An estimate of the request's tokens, for a stream that does not report them.
+    pub(super) request: u64,
+    /// Tokens of the exchange so far.
+    pub(super) tokens: u64,
 }
 
 /// What the closed meter came to.

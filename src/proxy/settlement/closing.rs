@@ -43,6 +43,7 @@ impl Open {
             outcome,
             status: self.status,
             reading: &reading,
+            whole: outcome == Outcome::Completed || self.read_on,
             request_text: self.subject.inspected.text.seen_bytes > 0,
         };
         let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };

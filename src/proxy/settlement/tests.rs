@@ -11,8 +11,8 @@ use super::*;
 use crate::meter::Counter;
 use crate::model::event::Record;
 use crate::model::tenant::TenantId;
-use crate::proxy::PolicyParts;
 use crate::proxy::headers::Caller;
+use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
@@ -47,6 +47,7 @@ fn core_in(data: &std::path::Path) -> (Arc<Core>, Journal) {
         upstream: settings.upstream.clone(),
         refusing: AtomicBool::new(false),
         cutting: AtomicBool::new(false),
+        drains: Drains::new(settings.server.max_drains),
         tasks: TaskTracker::new(),
     };
     (Arc::new(core), journal)

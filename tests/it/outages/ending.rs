@@ -19,7 +19,7 @@ fn begun_stream(then: Step) -> Vec<Step> {
     answer(200).events([&json!({"token": "Hello", "partial": "Hello"})]).then(then).unended()
 }
 
-async fn refuses_connections(address: std::net::SocketAddr) {
+pub(super) async fn refuses_connections(address: std::net::SocketAddr) {
     within("no new connections", async {
         while tokio::net::TcpStream::connect(address).await.is_ok() {
             tokio::task::yield_now().await;
