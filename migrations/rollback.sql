@@ -8,6 +8,7 @@ SET LOCAL client_min_messages = warning;
 DROP FUNCTION IF EXISTS tollgate_lease(TEXT, BIGINT, BIGINT, INTERVAL, TEXT[], TEXT[], TIMESTAMPTZ[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[]);
 DROP FUNCTION IF EXISTS aggregate_usage_metrics();
 DROP FUNCTION IF EXISTS tollgate_amend(UUID[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], TEXT[], BIGINT[]);
+DROP FUNCTION IF EXISTS tollgate_tell_old_values(UUID[], TIMESTAMPTZ[]);
 DROP FUNCTION IF EXISTS cleanup_old_quota_windows();
 DROP FUNCTION IF EXISTS cleanup_old_audit_events();
 DROP FUNCTION IF EXISTS cleanup_old_realtime_events();

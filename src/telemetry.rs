@@ -69,6 +69,8 @@ pub struct Metrics {
     pub lease_waits_expired: Counter,
     /// Tokens charged, by `source`.
     pub tokens: Family<Label, Counter>,
+    /// Exchanges whose answer should have named the tenant and did not: no usage is recorded of them.
+    pub unnamed: Counter,
     /// Answers that could not be metered whole, by `flag`.
     pub unmetered: Family<Label, Counter>,
     /// Answers from a model without a price of its own.
@@ -169,6 +171,12 @@ impl Metrics {
                 Counter::default(),
             ),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
+            unnamed: add(
+                r,
+                "unnamed",
+                "Exchanges whose answer did not name their tenant",
+                Counter::default(),
+            ),
             unmetered: add(r, "unmetered", "Answers not metered whole, by reason", Family::default()),
             unknown_models: add(
                 r,

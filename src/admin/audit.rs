@@ -194,6 +194,7 @@ pub(super) fn event(caller: &Caller, event_type: &str, category: &str) -> AuditE
         actor_id: caller.role.map(|role| role.as_str().to_owned()),
         old_values: None::<Value>,
         new_values: None,
+        in_history: false,
         summary: None,
         result: AuditResult::Success,
         error_message: None,

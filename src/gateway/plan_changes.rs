@@ -89,6 +89,7 @@ fn plan_change(core: &Core, turn: &Turn) -> Option<PlanChange> {
 fn audit(change: &PlanChange) -> AuditEvent {
     let PlanChange { tenant, former, now } = change;
     AuditEvent {
+        in_history: false,
         event_id: Uuid::now_v7(),
         tenant_id: Some(tenant.clone()),
         event_type: "trial_upgraded".into(),

@@ -117,6 +117,7 @@ fn audit(changes: &[Change]) -> AuditEvent {
         actor_id: None,
         old_values: Some(values(|change| &change.old)),
         new_values: Some(values(|change| &change.new)),
+        in_history: false,
         summary: Some(format!("{} keys changed", changes.len())),
         result: AuditResult::Success,
         error_message: None,

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::capture::{Capture, Learnt, Ruled, Running};
 use super::events::{Documents, EventStream, Lines, StreamKind};
 use super::format::Format;
+use super::glean::{Gleaner, Pointers};
 use super::skim::Skimmer;
 
 /// What went wrong in reading, the worst first.
@@ -56,6 +57,7 @@ pub(super) struct Answer {
     form: Form,
     reader: Reader,
     event_limit: usize,
+    gleaner: Option<Box<Gleaner>>,
 }
 
 /// Reads documents by a format's rules.
@@ -98,7 +100,16 @@ impl Answer {
             line: LineKind::Document,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
-        Self { form, reader, event_limit }
+        Self { form, reader, event_limit, gleaner: None }
+    }
+
+    pub(super) fn glean(&mut self, pointers: &Arc<Pointers>) {
+        self.gleaner = Some(Box::new(Gleaner::new(pointers)));
+    }
+
+    /// What the gleaner has; taken once, at the end.
+    pub(super) fn gleaned(&mut self) -> Vec<Option<serde_json::Value>> {
+        self.gleaner.take().map(|gleaner| gleaner.finish()).unwrap_or_default()
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -123,7 +134,12 @@ impl Answer {
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.form {
-            Form::Json => self.reader.texts(bytes),
+            Form::Json => {
+                if let Some(gleaner) = &mut self.gleaner {
+                    gleaner.feed(bytes);
+                }
+                self.reader.texts(bytes);
+            }
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
             Form::Text => self.reader.capture.plain_text(bytes),

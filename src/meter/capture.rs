@@ -26,6 +26,7 @@ struct Document {
     hits: SmallVec<[Hit; 6]>,
     marks: SmallVec<[(NodeId, Mark); 4]>,
     messages: SmallVec<[(NodeId, u64); 2]>,
+    results: Option<u64>,
     /// The best name so far and its place in the list; no string where it is the one that is known already.
     model: Option<(u8, Option<String>)>,
     error: bool,
@@ -43,6 +44,7 @@ impl Document {
         self.hits.clear();
         self.marks.clear();
         self.messages.clear();
+        self.results = None;
         self.model = None;
         self.error = false;
         self.failed = false;
@@ -69,6 +71,7 @@ pub(super) struct Capture {
     resolved: Resolved,
     model: Option<String>,
     messages: Option<u64>,
+    results: Option<u64>,
     /// The stream failed, or one of its messages did.
     failed: bool,
     any_error: bool,
@@ -96,6 +99,7 @@ impl Capture {
             resolved: Resolved::default(),
             model: None,
             messages: None,
+            results: None,
             failed: false,
             any_error: false,
             text: Buffer::new(text_limit),
@@ -166,6 +170,9 @@ impl Capture {
             let messages = document.messages.iter().map(|(_, count)| *count).max().unwrap_or(0);
             self.messages = Some(self.messages.unwrap_or(0).saturating_add(messages));
         }
+        if let Some(results) = document.results {
+            self.results = Some(self.results.unwrap_or(0).saturating_add(results));
+        }
         let failed = document.failed || document.failed_by_name;
         self.failed |= failed || (document.error && document.messages.is_empty());
         self.any_error |= failed || document.error;
@@ -229,6 +236,7 @@ impl Capture {
             resolved: self.resolved,
             model: self.model,
             messages: self.messages,
+            results: self.results,
             failed: self.failed,
             any_error: self.any_error,
             text,
@@ -254,6 +262,7 @@ pub(super) struct Learnt {
     pub(super) resolved: Resolved,
     pub(super) model: Option<String>,
     pub(super) messages: Option<u64>,
+    pub(super) results: Option<u64>,
     /// Something says that the stream as a whole failed.
     pub(super) failed: bool,
     /// Something says that something failed, one message of several perhaps.
@@ -280,6 +289,11 @@ impl Ruled<'_> {
             Some((_, count)) => *count += 1,
             None => messages.push((node, 1)),
         }
+    }
+
+    fn results(&mut self, more: u64) {
+        let results = &mut self.capture.document.results;
+        *results = Some(results.unwrap_or(0) + more);
     }
 
     fn model(&mut self, order: u8, name: &[u8]) {
@@ -337,6 +351,7 @@ impl Sink for Ruled<'_> {
                 }
                 Action::Model { order } => self.model(*order, value.unwrap_or_default()),
                 Action::Message => self.message(node),
+                Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= value.is_none_or(|value| !value.is_empty()),
                 Action::ErrorWhen(names) => {
                     let is_one = |name: &String| Some(name.as_bytes()) == value;
@@ -358,6 +373,7 @@ impl Sink for Ruled<'_> {
                     break;
                 }
                 Action::Message if !null => self.message(node),
+                Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
                 _ => {}
             }
@@ -368,6 +384,8 @@ impl Sink for Ruled<'_> {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message => self.message(node),
+                Action::Results => self.results(0),
+                Action::Result => self.results(1),
                 Action::Error => self.capture.document.error = true,
                 _ => {}
             }
@@ -392,6 +410,10 @@ impl Sink for Ruled<'_> {
         let document = &mut self.capture.document;
         document.hits.retain(|hit| !below.contains(&hit.node));
         document.messages.retain(|(at, _)| !below.contains(at));
+        let counts = |action: &Action| matches!(action, Action::Results | Action::Result);
+        if below.clone().any(|node| self.format.answer.tree.actions(node).iter().any(counts)) {
+            document.results = None;
+        }
         if let Some((_, mark)) = document.marks.iter().find(|(at, _)| *at == node) {
             self.capture.text.go_back(*mark);
             document.final_text = None;

@@ -108,6 +108,14 @@ impl Body {
         }
     }
 
+    /// The answer, before anything of it is read.
+    pub(super) fn answer_mut(&mut self) -> Option<&mut Answer> {
+        match self {
+            Body::Plain(answer) | Body::Unknown(answer) => Some(answer),
+            Body::Encoded(encoded) => encoded.decoder.guard_mut().answer.as_deref_mut(),
+        }
+    }
+
     /// The answer read, and what kept it from being read whole.
     pub(super) fn finish(self) -> (Option<Box<Answer>>, Option<Trouble>) {
         match self {

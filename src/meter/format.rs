@@ -43,6 +43,8 @@ pub struct FormatConfig {
     pub model: Vec<String>,
     /// What stands once for each message answered.
     pub messages: Vec<String>,
+    /// Arrays of search results, as `/results/*`: their elements are counted.
+    pub results: Vec<String>,
     /// What is set (not null, false or empty) when something went wrong. In an event that answers a message
     /// ([`FormatConfig::messages`]) it is that message's own trouble and not the stream's.
     pub error: Vec<String>,
@@ -75,6 +77,7 @@ impl Default for FormatConfig {
             merge: Merge::Last,
             model: Vec::new(),
             messages: Vec::new(),
+            results: Vec::new(),
             error: Vec::new(),
             error_when: BTreeMap::new(),
             text: Vec::new(),
@@ -127,6 +130,9 @@ pub(super) enum Action {
         order: u8,
     },
     Message,
+    /// An array of results, and one of them.
+    Results,
+    Result,
     Error,
     ErrorWhen(Arc<[String]>),
     Text,
@@ -137,7 +143,8 @@ fn wants(action: &Action) -> u8 {
     match action {
         Action::Text | Action::FinalText => want::TEXT,
         Action::Count { .. } | Action::Model { .. } | Action::ErrorWhen(_) => want::SCALAR,
-        Action::Error | Action::Message => want::SCALAR | want::CONTAINER,
+        Action::Error | Action::Message | Action::Result => want::SCALAR | want::CONTAINER,
+        Action::Results => want::CONTAINER,
     }
 }
 
@@ -167,6 +174,7 @@ pub struct Format {
     pub(super) request: Tree<Ask>,
     /// Everything that is not JSON is text.
     pub(super) plain: bool,
+    tokens: bool,
 }
 
 type Pointers<A> = Vec<(Vec<String>, A)>;
@@ -194,6 +202,11 @@ impl FormatConfig {
         ]
     }
 
+    fn tells_tokens(&self) -> bool {
+        let told = self.counts().iter().any(|(_, _, pointers)| !pointers.is_empty());
+        told || [&self.text, &self.final_text, &self.request.text].iter().any(|pointers| !pointers.is_empty())
+    }
+
     fn count_pointers(&self, shape: u8, into: &mut Pointers<Action>) -> Result<(), KeyError> {
         for (key, class, pointers) in self.counts() {
             for (order, pointer) in (0..=u8::MAX).zip(pointers) {
@@ -209,6 +222,15 @@ impl FormatConfig {
         }
         for (pointer, names) in &self.error_when {
             into.push((tokens("error_when", pointer)?, Action::ErrorWhen(names.clone().into())));
+        }
+        for pointer in &self.results {
+            let result = tokens("results", pointer)?;
+            let [array @ .., star] = &result[..] else { continue };
+            if star != "*" {
+                return Err(("results", format!("`{pointer}` must end in `/*`, such as `/results/*`")));
+            }
+            into.push((array.to_vec(), Action::Results));
+            into.push((result, Action::Result));
         }
         for (key, action, pointers) in [
             ("messages", Action::Message, &self.messages),
@@ -258,6 +280,11 @@ fn tokens(key: &'static str, pointer: &str) -> Result<Vec<String>, KeyError> {
 }
 
 impl Format {
+    /// Whether its requests or answers have anything to do with tokens.
+    pub fn has_tokens(&self) -> bool {
+        self.tokens
+    }
+
     pub(super) fn new(name: &str, parts: &[&FormatConfig]) -> Result<Self, FormatError> {
         Self::build(name, parts).map_err(|(key, reason)| FormatError { format: name.to_owned(), key, reason })
     }
@@ -289,6 +316,7 @@ impl Format {
             string: Wanted::new(Tree::new(&[(Vec::new(), Action::Text)]).map_err(tree)?, wants),
             request: Tree::new(&request).map_err(tree)?,
             plain: parts.is_empty(),
+            tokens: parts.is_empty() || parts.iter().any(|part| part.tells_tokens()),
         })
     }
 }
@@ -309,6 +337,8 @@ fn unite(answer: &mut Pointers<Action>) {
             Action::Text | Action::FinalText => "text",
             Action::Model { .. } => "model",
             Action::Message => "message",
+            Action::Results => "results",
+            Action::Result => "result",
             Action::Error => "error",
         };
         seen.insert((tokens.clone(), kind))

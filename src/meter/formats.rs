@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::builtin;
-use super::format::{Format, FormatConfig, FormatError};
+use super::format::{Format, FormatConfig, FormatError, RequestConfig};
 
 /// All formats by name.
 #[derive(Clone, Debug)]
@@ -14,13 +14,17 @@ pub struct Formats {
 
 impl Formats {
     /// The built-in formats: each by its name, and `auto`, which is all of them at once and tells them apart by the
-    /// fields that an answer has.
+    /// fields that an answer has; `text`, where all of it is text; and `none`, where nothing is.
     pub fn builtin() -> Self {
         let parts = builtin::formats();
         let all: Vec<_> = parts.iter().map(|(_, part)| part).collect();
+        let nothing = FormatConfig {
+            request: RequestConfig { session: vec!["/sessionId".to_owned()], ..RequestConfig::default() },
+            ..FormatConfig::default()
+        };
         let named = parts.iter().map(|(name, part)| (*name, vec![part]));
         let by_name = named
-            .chain([(AUTO, all), ("text", Vec::new())])
+            .chain([(AUTO, all), ("text", Vec::new()), (NONE, vec![&nothing])])
             .filter_map(|(name, parts)| {
                 let format = Format::new(name, &parts);
                 debug_assert!(format.is_ok(), "the built-in format {name}: {format:?}");
@@ -35,9 +39,13 @@ impl Formats {
     /// # Errors
     /// The key that has a pointer that is none, or the name `auto`, which is taken.
     pub fn with(mut self, name: &str, config: &FormatConfig) -> Result<Self, FormatError> {
-        if name == AUTO {
-            let reason = "`auto` is all the built-in formats at once; give yours another name".to_owned();
-            return Err(FormatError { format: name.to_owned(), key: "name", reason });
+        let taken = match name {
+            AUTO => Some("`auto` is all the built-in formats at once; give yours another name"),
+            NONE => Some("`none` is what uses no tokens; give yours another name"),
+            _ => None,
+        };
+        if let Some(reason) = taken {
+            return Err(FormatError { format: name.to_owned(), key: "name", reason: reason.to_owned() });
         }
         let format = Arc::new(Format::new(name, &[config])?);
         Arc::make_mut(&mut self.by_name).insert(name.to_owned(), format);
@@ -62,3 +70,5 @@ impl Default for Formats {
 }
 
 const AUTO: &str = "auto";
+/// Nothing in its requests and answers is a token.
+const NONE: &str = "none";

@@ -20,6 +20,7 @@ mod decoding;
 mod events;
 mod format;
 mod formats;
+mod glean;
 mod inspect;
 mod pointer;
 mod skim;
@@ -37,6 +38,7 @@ pub use decoding::{DecodeError, decode_request};
 pub use events::StreamKind;
 pub use format::{Format, FormatConfig, FormatError, RequestConfig};
 pub use formats::Formats;
+pub use glean::{Pointers, glean};
 pub use inspect::{Inspected, NotJson};
 pub use pointer::PointerError;
 pub use text::Text;
@@ -96,6 +98,11 @@ pub struct Reading {
     pub text: Text,
     /// Chat messages answered, where the answer tells.
     pub messages: Option<u64>,
+    /// Results found, where the format says what is one.
+    pub results: Option<u64>,
+    /// The values of a JSON answer at the pointers of [`Meter::glean`], whatever its status; empty where none were
+    /// asked for.
+    pub gleaned: Vec<Option<serde_json::Value>>,
     /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
     /// `bad_usage`, `malformed`; the gravest, where there are several.
     pub flag: Option<&'static str>,
@@ -114,6 +121,13 @@ impl Meter {
     ) -> Self {
         let answer = Answer::new(format, config.max_event_bytes, config.max_text_bytes, status, content_type);
         Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
+    }
+
+    /// Also takes the values at `pointers`, where the answer is one JSON text. To be asked before the first bytes.
+    pub fn glean(&mut self, pointers: &Arc<Pointers>) {
+        if let Some(answer) = self.body.answer_mut() {
+            answer.glean(pointers);
+        }
     }
 
     /// Whether the answer is an event stream, NDJSON or an AI SDK data stream. An answer whose headers don't tell is
@@ -150,14 +164,15 @@ impl Meter {
     /// What was learnt; the body ended, or broke off.
     pub fn finish(self) -> Reading {
         let (answer, encoding_trouble) = self.body.finish();
-        let Some(answer) = answer else { return Reading::default() };
+        let Some(mut answer) = answer else { return Reading::default() };
+        let gleaned = answer.gleaned();
         let (learnt, trouble, streamed) = answer.finish();
         if let Some(trouble) = encoding_trouble {
             // Of a body that could not be read to its end the last count may be missing: none is better.
-            return Reading { flag: Some(trouble.as_str()), ..Reading::default() };
+            return Reading { flag: Some(trouble.as_str()), gleaned, ..Reading::default() };
         }
         if self.error_status {
-            return Reading { error_event: learnt.any_error, ..Reading::default() };
+            return Reading { error_event: learnt.any_error, gleaned, ..Reading::default() };
         }
         let trouble = trouble.or(learnt.resolved.bad.then_some(Trouble::BadUsage));
         Reading {
@@ -166,6 +181,8 @@ impl Meter {
             model: learnt.model,
             text: learnt.text,
             messages: learnt.messages,
+            results: learnt.results,
+            gleaned,
             flag: trouble.map(Trouble::as_str),
             error_event: streamed && learnt.failed,
         }

@@ -639,11 +639,57 @@ mod formats {
             "gemini",
             "cohere",
             "text",
+            "none",
         ] {
             assert!(formats.format(name).is_some(), "{name}");
         }
-        assert_eq!(formats.names().count(), 15);
-        assert!(formats.format("none").is_none());
+        assert_eq!(formats.names().count(), 16);
+        assert!(formats.format("no-such").is_none());
+    }
+
+    #[test]
+    fn only_none_has_nothing_to_do_with_tokens() {
+        let formats = Formats::builtin();
+        for name in formats.names() {
+            assert_eq!(formats.format(name).unwrap().has_tokens(), name != "none", "{name}");
+        }
+    }
+
+    #[test]
+    fn search_results_are_counted_none_of_them_too() {
+        let config = FormatConfig { results: vec!["/results/*".into()], ..FormatConfig::default() };
+        let formats = Formats::builtin().with("search", &config).unwrap();
+        let format = formats.format("search").unwrap();
+        for (text, expected) in [
+            (r#"{"results":[{"id":1},{"id":2},3,"four",null]}"#, Some(5)),
+            (r#"{"results":[]}"#, Some(0)),
+            (r#"{"results":[1,2],"results":[{}]}"#, Some(1)),
+            (r#"{"other":[]}"#, None),
+        ] {
+            let mut meter = Meter::new(&format, &Config::default(), 200, Some(b"application/json"), None);
+            meter.observe(text.as_bytes());
+            assert_eq!(meter.finish().results, expected, "{text}");
+        }
+        let config = FormatConfig { results: vec!["/results".into()], ..FormatConfig::default() };
+        assert_eq!(Formats::builtin().with("search", &config).unwrap_err().key, "results");
+    }
+
+    #[test]
+    fn values_are_taken_from_an_answer_whatever_its_coding_or_status() {
+        let pointers = Arc::new(Pointers::new(["/error", "/n"]).unwrap());
+        let format = Formats::builtin().format("auto").unwrap();
+        let text = br#"{"error":"no such plan","n":7}"#;
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, text).unwrap();
+        for (status, coding, body) in
+            [(400, None, text.to_vec()), (200, Some(&b"gzip"[..]), gzip.finish().unwrap())]
+        {
+            let mut meter =
+                Meter::new(&format, &Config::default(), status, Some(b"application/json"), coding);
+            meter.glean(&pointers);
+            body.iter().for_each(|byte| meter.observe(&[*byte]));
+            assert_eq!(meter.finish().gleaned, [Some("no such plan".into()), Some(7.into())]);
+        }
     }
 
     #[test]

@@ -249,6 +249,10 @@ pub struct AuditEvent {
     pub old_values: Option<Value>,
     /// What is now.
     pub new_values: Option<Value>,
+    /// Whether it belongs to the history of its entity. Then `old_values`, where there are none, become those last
+    /// recorded in that history under one of the same names: looked up when the row is written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_history: bool,
     /// One sentence for people.
     pub summary: Option<String>,
     /// Whether it went well.

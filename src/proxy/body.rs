@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::tap::{Tap, Tapped};
 
@@ -79,66 +80,149 @@ impl http_body::Body for Body {
 }
 
 /// Whether the client's body broke while it was being forwarded: then the failure is the client's, not the upstream's.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ClientFault(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub(crate) struct ClientFault {
+    what: Arc<AtomicU8>,
+    /// The bound on its body.
+    limit: Option<u64>,
+}
+
+const BROKEN: u8 = 1;
+const TOO_LARGE: u8 = 2;
 
 impl ClientFault {
-    fn raise(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    fn raise(&self, what: u8) {
+        self.what.store(what, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// What the client did, if it did.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self.what.load(Ordering::Relaxed) {
+            0 => None,
+            TOO_LARGE => {
+                let limit = usize::try_from(self.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+                Some(Failure::BodyTooLarge { limit })
+            }
+            _ => Some(Failure::BodyBroken),
+        }
     }
+}
+
+/// Why the body of a request could not be forwarded to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestBodyError {
+    /// The client broke it off.
+    #[error(transparent)]
+    Client(#[from] BodyError),
+    /// It is larger than the route lets through.
+    #[error("the body is larger than the route lets through")]
+    TooLarge,
 }
 
 /// The body of a request to the upstream.
 #[derive(Debug)]
 pub(crate) enum RequestBody {
     /// The client's, as it comes.
-    Passing(Incoming, Idle, Option<ClientFault>),
+    Passing(Passing),
     /// Read for inspection; the same frames again.
     Read(VecDeque<Frame<Bytes>>),
+}
+
+/// A client's body on its way.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    /// What has been read of it already.
+    first: VecDeque<Frame<Bytes>>,
+    body: Incoming,
+    idle: Idle,
+    /// How many bytes may still come.
+    left: Option<u64>,
+    fault: Option<ClientFault>,
 }
 
 impl RequestBody {
     /// The client's body as it comes, and where to see whether it broke.
     pub(crate) fn passing(body: Incoming, idle: Duration) -> (Self, Option<ClientFault>) {
-        let fault = (!body.is_end_stream()).then(ClientFault::default);
-        (RequestBody::Passing(body, Idle::new(idle), fault.clone()), fault)
+        Self::rest(VecDeque::new(), body, idle, None)
+    }
+
+    /// What was read of the client's body already, and then the rest as it comes, at most `limit` bytes of it.
+    pub(crate) fn rest(
+        first: VecDeque<Frame<Bytes>>,
+        body: Incoming,
+        idle: Duration,
+        limit: Option<u64>,
+    ) -> (Self, Option<ClientFault>) {
+        let fault = (!body.is_end_stream()).then(|| ClientFault { what: Arc::default(), limit });
+        let passing = Passing { first, body, idle: Idle::new(idle), left: limit, fault: fault.clone() };
+        (RequestBody::Passing(passing), fault)
+    }
+}
+
+impl Passing {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if let Some(frame) = self.first.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let frame = match ready!(poll_frame_within(&mut self.body, &mut self.idle, cx)) {
+            None => return Poll::Ready(None),
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                self.raise(BROKEN);
+                return Poll::Ready(Some(Err(error.into())));
+            }
+        };
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            match left.checked_sub(data.len() as u64) {
+                Some(rest) => *left = rest,
+                None => {
+                    self.raise(TOO_LARGE);
+                    return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
+                }
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn raise(&self, what: u8) {
+        if let Some(fault) = &self.fault {
+            fault.raise(what);
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held: u64 = self.first.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        match self.body.size_hint().exact() {
+            Some(rest) => SizeHint::with_exact(rest + held),
+            None => SizeHint::default(),
+        }
     }
 }
 
 impl http_body::Body for RequestBody {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
-            RequestBody::Passing(body, idle, fault) => {
-                let frame = ready!(poll_frame_within(body, idle, cx));
-                if let (Some(Err(_)), Some(fault)) = (&frame, fault) {
-                    fault.raise();
-                }
-                Poll::Ready(frame)
-            }
+            RequestBody::Passing(passing) => passing.poll_frame(cx),
             RequestBody::Read(frames) => Poll::Ready(frames.pop_front().map(Ok)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            RequestBody::Passing(body, ..) => body.is_end_stream(),
+            RequestBody::Passing(passing) => passing.first.is_empty() && passing.body.is_end_stream(),
             RequestBody::Read(frames) => frames.is_empty(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            RequestBody::Passing(body, ..) => body.size_hint(),
+            RequestBody::Passing(passing) => passing.size_hint(),
             RequestBody::Read(frames) => {
                 let mut total = 0;
                 for frame in frames {

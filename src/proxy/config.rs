@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::audit::config::AuditRule;
 use super::cut::CutEvent;
 use crate::model::event::EventType;
 
@@ -70,6 +71,11 @@ pub enum SourceConfig {
     Json(String),
     /// A parameter of the query string.
     Query(String),
+    /// A segment of the route's path, by its name there. Only of a route's own sources.
+    Path(String),
+    /// A value in the answer's JSON (RFC 6901): the tenant does not exist before. Only the last of a route's own
+    /// sources.
+    Answer(String),
 }
 
 /// How a bearer token is verified.
@@ -170,10 +176,32 @@ pub struct RouteConfig {
     pub format: String,
     /// Tokens reserved for each message before anything is known.
     pub reserve_tokens: u64,
-    /// The largest request body that can be inspected.
-    pub max_body_bytes: usize,
+    /// What is done with a request's body.
+    pub body: BodyConfig,
+    /// How its requests are given a tenant, where not as all others are.
+    pub sources: Option<Vec<SourceConfig>>,
+    /// Whether a request that names no tenant passes unmetered, and one whose token is none of ours or whose body can't
+    /// be inspected is not refused for that; `None` is as [`IdentifyConfig::pass_unidentified`] says, and refuses those.
+    pub pass_unidentified: Option<bool>,
     /// Whether an answer is read on when its client leaves, for its exact count; `None` cancels the upstream at once.
     pub drain: Option<DrainConfig>,
     /// Whether a stream is cut when it has used up what its tenant has left; `None` lets it finish.
     pub cut: Option<CutConfig>,
+    /// What its exchanges leave in the audit trail.
+    pub audit: Vec<AuditRule>,
+}
+
+/// What is done with a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyConfig {
+    /// Read whole, to be inspected.
+    Json {
+        /// The largest that can be.
+        max_bytes: usize,
+    },
+    /// Streamed through, unread.
+    Opaque {
+        /// The largest that is let through, if there is a bound.
+        max_bytes: Option<u64>,
+    },
 }

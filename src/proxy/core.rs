@@ -25,7 +25,7 @@ use crate::tenant::{Answer, Directory};
 #[derive(Debug)]
 pub struct Policy {
     pub(crate) routes: Table,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) plans: Arc<Plans>,
     pub(crate) prices: PriceTable,
     pub(crate) meter: meter::Config,
@@ -72,9 +72,15 @@ impl PolicyError {
 impl Policy {
     /// Checks and compiles a policy.
     pub fn new(parts: PolicyParts<'_>) -> Result<Self, PolicyError> {
+        let mut rules = Rules::new(parts.identify, &[]).map_err(PolicyError::Sources)?;
+        for route in parts.routes {
+            rules.also_strip(route.sources.iter().flatten()).map_err(PolicyError::Routes)?;
+        }
+        let rules = Arc::new(rules);
+        let routes = Table::new(parts.routes, parts.formats, parts.identify, &rules);
         Ok(Self {
-            routes: Table::new(parts.routes, parts.formats).map_err(PolicyError::Routes)?,
-            rules: Rules::new(parts.identify).map_err(PolicyError::Sources)?,
+            routes: routes.map_err(PolicyError::Routes)?,
+            rules,
             plans: parts.plans,
             prices: parts.prices,
             meter: parts.meter,

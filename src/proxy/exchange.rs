@@ -10,12 +10,13 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 
 use super::audit::{self, Trail};
-use super::body::{Body, RequestBody};
+use super::body::{Body, ClientFault, RequestBody};
+use super::config::Enforce;
 use super::core::{Core, Policy};
 use super::draining::Call;
-use super::failure::Failure;
+use super::failure::{Failure, Side};
 use super::headers::{Caller, X_REQUEST_ID};
-use super::identify::{Evidence, Identity, Rejection};
+use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};
 use super::reply::set_rate_limits;
@@ -36,6 +37,8 @@ pub(crate) struct Exchange<'a> {
     /// The policy that it began with, kept to its end.
     pub(crate) policy: Arc<Policy>,
     pub(crate) route: Arc<Route>,
+    /// The segments of its path that the route has names for.
+    pub(crate) segments: Vec<String>,
     pub(crate) caller: Caller,
     /// Its `x-request-id`.
     pub(crate) id: HeaderValue,
@@ -44,21 +47,26 @@ pub(crate) struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
-    pub(crate) async fn run(self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
-        let limit = self.route.config.max_body_bytes;
-        let read = inspect::read(&head.headers, body, limit, self.core.upstream.idle_timeout).await?;
+    pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+        let idle = self.core.upstream.idle_timeout;
+        let read = inspect::read(&head.headers, body, &self.route.config, idle).await?;
         let inspected = self.inspect(&read);
-        let identity = match self.identify(&head, inspected.as_ref()).await {
-            Ok(identity) => identity,
-            Err(Rejection::Unidentified(_)) if self.policy.rules.pass_unidentified => {
+        let tenancy = match self.identify(&head, inspected.as_ref()).await {
+            Ok(tenancy) => tenancy,
+            Err(rejection) if self.route.lets_pass(&rejection) => {
                 return self.pass_unmetered(head, read).await;
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
         };
-        let entitlement =
-            self.policy.entitlement(&self.core.directory, &identity.tenant, self.arrival.at).await;
+        let entitlement = match &tenancy {
+            Tenancy::Known(identity) => {
+                let (directory, now) = (&self.core.directory, self.arrival.at);
+                Some(self.policy.entitlement(directory, &identity.tenant, now).await)
+            }
+            Tenancy::InAnswer => None,
+        };
 
-        let subject = self.subject(&head, identity, inspected.unwrap_or_default());
+        let subject = self.subject(&head, tenancy, inspected.unwrap_or_default(), &read);
         let mut settlement = Settlement::open(
             self.core.clone(),
             self.hub.clone(),
@@ -67,26 +75,31 @@ impl Exchange<'_> {
             subject,
             self.arrival,
         );
-        if entitlement.blocked {
+        if entitlement.as_ref().is_some_and(|entitlement| entitlement.blocked) {
             settlement.blocked(Failure::TenantBlocked.status().as_u16());
             return Err(Failure::TenantBlocked);
         }
-        if self.core.refusing.load(Ordering::Relaxed) {
+        // Where quotas are only watched, nobody is refused for want of them.
+        let enforced = entitlement.is_some() && self.route.config.enforce == Enforce::Hard;
+        if enforced && self.core.refusing.load(Ordering::Relaxed) {
             settlement.unavailable();
             return Err(Failure::QuotaUnavailable);
         }
-        settlement.reserve(&entitlement).await?;
+        if let Some(entitlement) = &entitlement {
+            settlement.reserve(entitlement).await?;
+        }
 
-        let request = forwarded(head, RequestBody::Read(read.frames), &self.policy);
+        let request = forwarded(head, read.forward, &self.policy);
         settlement.sent();
-        let (answer, settlement) = self.call(request, settlement).await?;
+        let (answer, settlement) = self.call(request, read.fault, settlement).await?;
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
-                let outcome = if failure == Failure::UpstreamTimeout {
-                    Outcome::Timeout
-                } else {
-                    Outcome::UpstreamError
+                let outcome = match (&failure, failure.side()) {
+                    (Failure::UpstreamTimeout, _) => Outcome::Timeout,
+                    // Its body broke off on the way, or was too large.
+                    (_, Side::Client) => Outcome::ClientAborted,
+                    _ => Outcome::UpstreamError,
                 };
                 settlement.failed(outcome, failure.status().as_u16());
                 return Err(failure);
@@ -103,13 +116,14 @@ impl Exchange<'_> {
     async fn call(
         &self,
         request: Request<RequestBody>,
+        fault: Option<ClientFault>,
         settlement: Settlement,
     ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
         if settlement.drain().is_none() {
-            return Ok((self.upstream.send(request, None).await, settlement));
+            return Ok((self.upstream.send(request, fault).await, settlement));
         }
         let upstream = self.upstream.clone();
-        let sending = Box::pin(async move { upstream.send(request, None).await });
+        let sending = Box::pin(async move { upstream.send(request, fault).await });
         Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
@@ -130,36 +144,46 @@ impl Exchange<'_> {
     }
 
     fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
-        let pointers: smallvec::SmallVec<[&str; 4]> = self.policy.rules.pointers().collect();
-        meter::inspect(&self.route.format, &self.policy.meter, &read.plain, &pointers).ok()
+        let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
+        let plain = read.plain.as_ref()?;
+        meter::inspect(&self.route.format, &self.policy.meter, plain, &pointers).ok()
     }
 
-    async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Identity, Rejection> {
-        let evidence =
-            Evidence { headers: &head.headers, target: &head.uri, peer: self.caller.peer, body: inspected };
-        self.policy.rules.identify(&evidence, &self.core.directory).await
+    async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Tenancy, Rejection> {
+        let evidence = Evidence {
+            headers: &head.headers,
+            target: &head.uri,
+            peer: self.caller.peer,
+            body: inspected,
+            segments: &self.segments,
+        };
+        self.route.sources.identify(&evidence, &self.core.directory).await
     }
 
     async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
         self.core.metrics.passed_through.inc();
-        let request = forwarded(head, RequestBody::Read(read.frames), &self.policy);
-        pass(self.upstream, &self.policy, request, None, self.core.upstream.idle_timeout).await
+        let request = forwarded(head, read.forward, &self.policy);
+        pass(self.upstream, &self.policy, request, read.fault, self.core.upstream.idle_timeout).await
     }
 
     /// A request that names no tenant leaves no usage row; one whose token contradicts its session leaves an audit event.
     fn reject(&self, rejection: &Rejection, head: &Parts, inspected: Option<&Inspected>) -> Failure {
         if let Rejection::Mismatch { token, session } = rejection {
             let trail = Trail {
-                tenant: token,
+                tenant: Some(token),
+                bearer: None,
                 session: inspected.and_then(|inspected| inspected.session.as_deref()),
                 endpoint: &self.route.config.path,
-                event: self.route.config.event,
+                method: head.method.as_str(),
                 client: self.caller.client,
                 user_agent: text(head, header::USER_AGENT),
                 request_id: self.id.to_str().unwrap_or_default(),
                 arrived: self.arrival.at,
                 elapsed: self.arrival.instant.elapsed(),
                 message_chars: 0,
+                content_length: None,
+                segments: &self.segments,
+                request: &[],
             };
             let event = audit::tenant_mismatch(&trail, session);
             drop(self.core.recorder.record([Record::Audit(Box::new(event))].into_iter().collect()));
@@ -167,10 +191,24 @@ impl Exchange<'_> {
         rejection.failure()
     }
 
-    fn subject(&self, head: &Parts, identity: Identity, inspected: Inspected) -> Subject {
+    fn subject(&mut self, head: &Parts, tenancy: Tenancy, inspected: Inspected, read: &ReadBody) -> Subject {
+        let (tenant, provisional, bearer) = match tenancy {
+            Tenancy::Known(Identity { tenant, provisional, bearer }) => (Some(tenant), provisional, bearer),
+            Tenancy::InAnswer => (None, false, None),
+        };
+        let values = match (self.route.audit.request(), &read.plain) {
+            (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
+            _ => Vec::new(),
+        };
+        let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         Subject {
-            tenant: identity.tenant,
-            provisional: identity.provisional,
+            tenant,
+            provisional,
+            bearer,
+            segments: std::mem::take(&mut self.segments),
+            values,
+            content_length,
+            unread: read.unread,
             caller: self.caller,
             method: head.method.clone(),
             request_id: self.id.to_str().unwrap_or_default().to_owned(),

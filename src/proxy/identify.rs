@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
+use super::audit::Bearer;
 use super::config::{IdentifyConfig, JwtKey, SourceConfig};
 use super::failure::Failure;
 use super::headers::is_in;
@@ -47,6 +48,11 @@ enum Source {
         at: usize,
     },
     Query(String),
+    /// A segment of the path, by its place among those that have names.
+    Path {
+        at: usize,
+    },
+    Answer,
 }
 
 struct Verifier {
@@ -68,6 +74,17 @@ pub(crate) struct Identity {
     pub(crate) tenant: TenantId,
     /// The session could not be looked up, so `tenant` stands for the session itself.
     pub(crate) provisional: bool,
+    /// The token, where it named the tenant.
+    pub(crate) bearer: Option<Bearer>,
+}
+
+/// Who is calling, as far as a request tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Tenancy {
+    /// A tenant.
+    Known(Identity),
+    /// One that only the answer names.
+    InAnswer,
 }
 
 /// Why nobody is served.
@@ -98,11 +115,14 @@ pub(crate) struct Evidence<'a> {
     pub(crate) peer: IpAddr,
     /// `None`: the body is not JSON.
     pub(crate) body: Option<&'a Inspected>,
+    /// The segments of the path that the route has names for.
+    pub(crate) segments: &'a [String],
 }
 
 impl Rules {
-    /// Checks and compiles the sources. An error is one sentence that names the source.
-    pub(crate) fn new(config: &IdentifyConfig) -> Result<Self, String> {
+    /// Checks and compiles the sources, for a path that has names for `segments`. An error is one sentence that names
+    /// the source.
+    pub(crate) fn new(config: &IdentifyConfig, segments: &[String]) -> Result<Self, String> {
         let mut pointers = Vec::new();
         let mut tenant_headers = Vec::new();
         let mut sources = Vec::new();
@@ -118,10 +138,15 @@ impl Rules {
                 }
                 SourceConfig::Json(pointer) => Source::Json { at: point(pointer) },
                 SourceConfig::Query(name) => Source::Query(name.clone()),
+                SourceConfig::Path(name) => Source::Path {
+                    at: segments
+                        .iter()
+                        .position(|segment| segment == name)
+                        .ok_or_else(|| format!("tenant source path: the route's path has no {{{name}}}"))?,
+                },
+                SourceConfig::Answer(_) => Source::Answer,
                 SourceConfig::Header(name) => {
-                    let name: HeaderName = name
-                        .parse()
-                        .map_err(|_| format!("tenant source header: {name:?} is no header name"))?;
+                    let name = header_name(name)?;
                     tenant_headers.push(name.clone());
                     Source::Header(name)
                 }
@@ -140,6 +165,22 @@ impl Rules {
     /// The places in a request's JSON that sources read (RFC 6901).
     pub(crate) fn pointers(&self) -> impl Iterator<Item = &str> {
         self.pointers.iter().map(String::as_str)
+    }
+
+    /// Takes the headers of a route's own sources too for headers that name a tenant.
+    pub(crate) fn also_strip<'a>(
+        &mut self,
+        sources: impl Iterator<Item = &'a SourceConfig>,
+    ) -> Result<(), String> {
+        for source in sources {
+            if let SourceConfig::Header(name) = source {
+                let name = header_name(name)?;
+                if !self.tenant_headers.contains(&name) {
+                    self.tenant_headers.push(name);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Headers that name a tenant.
@@ -165,11 +206,11 @@ impl Rules {
         &self,
         evidence: &Evidence<'_>,
         directory: &Arc<Directory>,
-    ) -> Result<Identity, Rejection> {
-        let mut by_token: Option<TenantId> = None;
+    ) -> Result<Tenancy, Rejection> {
+        let mut by_token: Option<(TenantId, Bearer)> = None;
         let mut missing = "no configured source names a tenant";
         let mut provisional = None;
-        let known = |tenant| Ok(Identity { tenant, provisional: false });
+        let known = |tenant| Ok(Tenancy::Known(Identity { tenant, provisional: false, bearer: None }));
         for source in &self.sources {
             match source {
                 Source::Jwt(verifier) => {
@@ -180,12 +221,12 @@ impl Rules {
                 Source::Session { at, query } => {
                     let Some(session) = evidence.value(*at, &mut missing) else { continue };
                     match directory.look_up(query, session).await {
-                        Answer::Known(tenant) => match &by_token {
-                            Some(token) if token.as_str() != &*tenant => {
-                                let token = token.clone();
+                        Answer::Known(tenant) => match by_token {
+                            Some((token, _)) if token.as_str() != &*tenant => {
                                 return Err(Rejection::Mismatch { token, session: session.to_owned() });
                             }
-                            _ => return tenant_id(&tenant).and_then(known),
+                            Some((tenant, bearer)) => return by_bearer(tenant, bearer),
+                            None => return tenant_id(&tenant).and_then(known),
                         },
                         Answer::Absent => missing = "its session is not known",
                         Answer::Unavailable => provisional = provisional.or_else(|| session_tenant(session)),
@@ -214,13 +255,19 @@ impl Rules {
                         return tenant_id(&value).and_then(known);
                     }
                 }
+                Source::Path { at } => {
+                    if let Some(value) = evidence.segments.get(*at) {
+                        return tenant_id(value).and_then(known);
+                    }
+                }
+                Source::Answer => return Ok(Tenancy::InAnswer),
             }
         }
-        if let Some(tenant) = by_token {
-            return known(tenant);
+        if let Some((tenant, bearer)) = by_token {
+            return by_bearer(tenant, bearer);
         }
         match provisional {
-            Some(tenant) => Ok(Identity { tenant, provisional: true }),
+            Some(tenant) => Ok(Tenancy::Known(Identity { tenant, provisional: true, bearer: None })),
             None => Err(Rejection::Unidentified(missing)),
         }
     }
@@ -236,6 +283,14 @@ impl<'a> Evidence<'a> {
             }
         }
     }
+}
+
+fn by_bearer(tenant: TenantId, bearer: Bearer) -> Result<Tenancy, Rejection> {
+    Ok(Tenancy::Known(Identity { tenant, provisional: false, bearer: Some(bearer) }))
+}
+
+fn header_name(name: &str) -> Result<HeaderName, String> {
+    name.parse().map_err(|_| format!("tenant source header: {name:?} is no header name"))
 }
 
 fn tenant_id(text: &str) -> Result<TenantId, Rejection> {
@@ -291,7 +346,7 @@ fn verifier(claim: &str, key: &JwtKey) -> Result<Verifier, String> {
 
 impl Verifier {
     /// The tenant of the request's bearer token; `None` when it has none.
-    fn tenant(&self, headers: &HeaderMap) -> Result<Option<TenantId>, Rejection> {
+    fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let Some(value) = values.next() else { return Ok(None) };
         let invalid = Rejection::TokenInvalid;
@@ -308,8 +363,12 @@ impl Verifier {
         let Some(key) = &self.key else { return Err(invalid) };
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
         let Ok(claims) = claims else { return Err(invalid) };
-        let tenant =
-            claims.claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
-        tenant.map(Some).ok_or(invalid)
+        let mut claims = claims.claims;
+        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
+        let subject = match claims.remove("sub") {
+            Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
+            _ => None,
+        };
+        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
     }
 }

@@ -1,4 +1,5 @@
-//! Reading a metered request's body within bounds, so that it can be inspected and then forwarded as it came.
+//! Reading a metered request's body within bounds, so that it can be inspected and then forwarded as it came; or
+//! leaving it unread.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -10,54 +11,105 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
+use super::body::{ClientFault, RequestBody};
+use super::config::{BodyConfig, RouteConfig};
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
 use crate::meter::{DecodeError, decode_request};
 
-/// A body read whole: the frames to forward, and the bytes to look at.
+/// A body, read as far as it is to be read.
 #[derive(Debug)]
 pub(crate) struct ReadBody {
-    /// As they came, for the upstream.
-    pub(crate) frames: VecDeque<Frame<Bytes>>,
-    /// The same as one piece, decoded; shares the frame's memory when there was one frame and no encoding.
-    pub(crate) plain: Bytes,
+    /// As it came, for the upstream.
+    pub(crate) forward: RequestBody,
+    /// Where to see whether what is still to come of it broke.
+    pub(crate) fault: Option<ClientFault>,
+    /// All of it as one piece, decoded; shares the frame's memory when there was one frame and no encoding. `None` where
+    /// it is not to be read, or can't be.
+    pub(crate) plain: Option<Bytes>,
+    /// Why it was not read, where it should have been.
+    pub(crate) unread: Option<&'static str>,
 }
 
-/// Reads the body, at most `limit` bytes of it.
+/// Reads a body as `route` has it. A route that lets unidentified requests pass lets pass what can't be inspected, too.
 pub(crate) async fn read(
+    headers: &HeaderMap,
+    body: Incoming,
+    route: &RouteConfig,
+    idle: Duration,
+) -> Result<ReadBody, Failure> {
+    match route.body {
+        BodyConfig::Json { max_bytes } => {
+            let lenient = route.pass_unidentified == Some(true);
+            inspectable(headers, body, max_bytes, idle, lenient).await
+        }
+        BodyConfig::Opaque { max_bytes } => {
+            if let Some(limit) = max_bytes.filter(|limit| body.size_hint().lower() > *limit) {
+                return Err(Failure::BodyTooLarge { limit: usize::try_from(limit).unwrap_or(usize::MAX) });
+            }
+            let (forward, fault) = RequestBody::rest(VecDeque::new(), body, idle, max_bytes);
+            Ok(ReadBody { forward, fault, plain: None, unread: None })
+        }
+    }
+}
+
+/// Reads the body, at most `limit` bytes of it. What can't be inspected is refused, unless the route is `lenient`:
+/// then the rest of it passes unread.
+async fn inspectable(
     headers: &HeaderMap,
     mut body: Incoming,
     limit: usize,
     idle: Duration,
+    lenient: bool,
 ) -> Result<ReadBody, Failure> {
-    let too_large = || Failure::BodyTooLarge { limit };
+    let unread = |frames, body, why| {
+        let (forward, fault) = RequestBody::rest(frames, body, idle, None);
+        Ok(ReadBody { forward, fault, plain: None, unread: Some(why) })
+    };
+    let coding = match coding(headers) {
+        Ok(coding) => coding,
+        Err(_) if lenient => return unread(VecDeque::new(), body, "unsupported_encoding"),
+        Err(failure) => return Err(failure),
+    };
     if body.size_hint().lower() > limit as u64 {
-        return Err(too_large());
+        return match lenient {
+            true => unread(VecDeque::new(), body, "body_too_large"),
+            false => Err(Failure::BodyTooLarge { limit }),
+        };
     }
-    let coding = coding(headers)?;
-    let mut idle = Idle::new(idle);
+    let mut pause = Idle::new(idle);
     let mut frames = VecDeque::new();
     let mut length = 0;
-    while let Some(frame) = poll_fn(|cx| poll_frame_within(&mut body, &mut idle, cx)).await {
+    while let Some(frame) = poll_fn(|cx| poll_frame_within(&mut body, &mut pause, cx)).await {
         let frame = frame.map_err(|error| match error {
             BodyError::Idle => Failure::BodyTimeout,
             BodyError::Broken(_) => Failure::BodyBroken,
         })?;
         length += frame.data_ref().map_or(0, Bytes::len);
-        if length > limit {
-            return Err(too_large());
-        }
         frames.push_back(frame);
+        if length > limit {
+            return match lenient {
+                true => unread(frames, body, "body_too_large"),
+                false => Err(Failure::BodyTooLarge { limit }),
+            };
+        }
     }
     let raw = gather(&frames, length);
     let plain = match coding {
-        None => raw,
+        None => Ok(raw),
         // Inflating is work: off the reactor. The bound on the result bounds the time too.
         Some(coding) => tokio::task::spawn_blocking(move || decode(raw, &coding, limit))
             .await
-            .map_err(|_| Failure::UnsupportedEncoding)??,
+            .unwrap_or(Err(Failure::UnsupportedEncoding)),
     };
-    Ok(ReadBody { frames, plain })
+    let forward = RequestBody::Read(frames);
+    match plain {
+        Ok(plain) => Ok(ReadBody { forward, fault: None, plain: Some(plain), unread: None }),
+        Err(failure) if lenient => {
+            Ok(ReadBody { forward, fault: None, plain: None, unread: Some(failure.code()) })
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 fn gather(frames: &VecDeque<Frame<Bytes>>, length: usize) -> Bytes {

@@ -37,9 +37,10 @@ mod settlement;
 mod tap;
 mod upstream;
 
+pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
 pub use self::config::{
-    CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig, ServerConfig,
-    SourceConfig, UpstreamConfig,
+    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig,
+    ServerConfig, SourceConfig, UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
 pub use self::cut::CutEvent;

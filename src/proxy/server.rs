@@ -23,6 +23,7 @@ use super::failure::{Failure, Side};
 use super::headers::{check_host, request_id, set_forwarding, take_host};
 use super::passing::pass;
 use super::reply::reply;
+use super::route::Found;
 use super::settlement::Arrival;
 use super::upstream::Upstream;
 use crate::record::Hub;
@@ -141,11 +142,11 @@ impl Worker {
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
-        let answer = match policy.routes.find(&head.method, head.uri.path()).cloned() {
-            Some(route) => {
+        let answer = match policy.routes.find(&head.method, head.uri.path()) {
+            Some(Found { route, segments }) => {
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
                 let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
-                Exchange { core, hub, upstream, policy, route, caller, id: id.clone(), arrival }
+                Exchange { core, hub, upstream, policy, route, segments, caller, id: id.clone(), arrival }
                     .run(head, body)
                     .await
             }

@@ -16,19 +16,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Map, json};
+use smallvec::smallvec;
 use uuid::Uuid;
 
-use super::audit;
+use super::audit::{self, End};
 use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
 use super::drain::Drained;
 use super::failure::Failure;
 use super::route::Route;
 use crate::meter::{Inspected, Meter, StreamKind};
-use crate::model::event::{EventType, Outcome};
+use crate::model::event::{EventType, Outcome, Record};
 use crate::model::quota::Amounts;
 use crate::quota::{Denial, Entitlement, Refusal, Reservation};
-use crate::record::Hub;
+use crate::record::{Hub, Records};
 use crate::telemetry::bump;
 use account::Open;
 pub(crate) use account::{Arrival, Subject};
@@ -65,6 +66,9 @@ impl Settlement {
         if subject.provisional {
             metadata.insert("provisional_tenant".into(), json!(true));
         }
+        if let Some(why) = subject.unread {
+            metadata.insert("request_unread".into(), json!(why));
+        }
         let open = Open {
             core,
             hub,
@@ -90,13 +94,14 @@ impl Settlement {
     }
 
     /// Takes what the exchange is expected to need, or records that it was refused. Waits for a lease where this
-    /// replica's can't cover it, for `lease_wait` at most.
+    /// replica's can't cover it, for `lease_wait` at most. Not for a tenant that only the answer names.
     pub(crate) async fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Failure> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
+        let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
         let amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
         let enforce = config.enforce == Enforce::Hard;
-        let (tenant, now, patience) = (&open.subject.tenant, open.arrival.at, open.core.lease_wait);
+        let (now, patience) = (open.arrival.at, open.core.lease_wait);
         let enforcer = &open.core.enforcer;
         match enforcer.admit(tenant, entitlement, amounts, enforce, now, patience).await {
             Ok(reservation) => {
@@ -134,9 +139,8 @@ impl Settlement {
         bump(&open.core.metrics.refusals, "dimension", dimension.clone());
         open.metadata.insert("refused_by".into(), json!(dimension));
         open.status = Some(429);
-        let trail = open.trail();
-        let audit = audit::quota_exceeded(&trail, refusal);
-        open.record_unserved(Outcome::Refused, Some(audit));
+        let end = End { refusal: Some(refusal), ..End::unserved(Outcome::Refused, 429) };
+        open.record_unserved(&end);
     }
 
     /// Nobody can say whether the tenant is over quota, and the config says to refuse then.
@@ -144,8 +148,7 @@ impl Settlement {
         let Some(mut open) = self.open.take() else { return };
         let status = Failure::QuotaUnavailable.status().as_u16();
         open.status = Some(status);
-        let audit = audit::api_error(&open.trail(), status);
-        open.record_unserved(Outcome::Refused, Some(audit));
+        open.record_unserved(&End::unserved(Outcome::Refused, status));
     }
 
     /// Ends an exchange of a tenant that an operator has blocked.
@@ -154,16 +157,15 @@ impl Settlement {
         bump(&open.core.metrics.refusals, "dimension", "blocked");
         open.metadata.insert("refused_by".into(), json!("blocked"));
         open.status = Some(status);
-        let audit = audit::tenant_blocked(&open.trail());
-        open.record_unserved(Outcome::Refused, Some(audit));
+        let event = audit::tenant_blocked(&open.trail());
+        open.record_unserved_with(Outcome::Refused, smallvec![Record::Audit(Box::new(event))]);
     }
 
     /// Ends an exchange that the gateway itself answered, after its tenant was known.
     pub(crate) fn failed(mut self, outcome: Outcome, status: u16) {
         let Some(mut open) = self.open.take() else { return };
         open.status = Some(status);
-        let audit = audit::api_error(&open.trail(), status);
-        open.record_unserved(outcome, Some(audit));
+        open.record_unserved(&End::unserved(outcome, status));
     }
 
     /// The request goes out now.
@@ -179,13 +181,16 @@ impl Settlement {
         open.head = Some(Instant::now());
         open.status = Some(head.status.as_u16());
         let value = |name| head.headers.get(name).map(http::HeaderValue::as_bytes);
-        let meter = Meter::new(
+        let mut meter = Meter::new(
             &open.route.format,
             &open.policy.meter,
             head.status.as_u16(),
             value(http::header::CONTENT_TYPE),
             value(http::header::CONTENT_ENCODING),
         );
+        if let Some(pointers) = open.route.audit.answer() {
+            meter.glean(pointers);
+        }
         open.streamed = meter.is_stream();
         open.hold_to_limit(&meter);
         open.meter = Some(meter);
@@ -268,7 +273,7 @@ impl Drop for Settlement {
         let outcome = self.outcome.unwrap_or_else(|| open.interrupted());
         if open.sent.is_none() {
             // It waited for its admission: the upstream was never called.
-            return open.record_unserved(outcome, None);
+            return open.record_unserved_with(outcome, Records::new());
         }
         open.ended.get_or_insert_with(Instant::now);
         open.close(outcome);

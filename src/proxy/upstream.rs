@@ -78,8 +78,10 @@ impl Upstream {
         match answer {
             Ok(Ok(response)) => Ok(response),
             Err(_) => Err(Failure::UpstreamTimeout),
-            Ok(Err(_)) if fault.is_some_and(|fault| fault.is_raised()) => Err(Failure::BodyBroken),
             Ok(Err(error)) => {
+                if let Some(failure) = fault.and_then(|fault| fault.failure()) {
+                    return Err(failure);
+                }
                 let mut why = error.to_string();
                 let mut timed_out = false;
                 let mut source = error.source();

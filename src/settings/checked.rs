@@ -12,7 +12,7 @@ use super::layers::Layers;
 use super::parts::{self, OnOutage};
 use super::prices::{self, PriceOrigin};
 use super::reader::{Findings, Report};
-use super::{formats, routes, tenants, variables};
+use super::{audit, formats, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, meter, proxy, quota, record, store, tenant};
@@ -195,7 +195,13 @@ fn check(
     let plans = tenants::plans(&root);
     let overrides = tenants::overrides(&root, &plan_names);
     let formats = formats::formats(&root);
-    let routes = routes::routes(&root, formats.as_ref());
+    let audit = audit::shared(&root);
+    let context = routes::Context {
+        formats: formats.as_ref(),
+        shared: audit.as_deref().unwrap_or_default(),
+        around: &around,
+    };
+    let routes = routes::routes(&root, &context);
     let meter = parts::metering(&root);
     let aggregate_interval = parts::aggregate_interval(&root);
     let prices = prices::prices(&root);
@@ -227,7 +233,7 @@ fn check(
         default_plan: tenancy.default_plan,
         plans: plans?,
         overrides: overrides?,
-        routes: routes?,
+        routes: audit.and(routes)?,
         meter: meter?,
         formats: formats?,
         prices,
@@ -258,6 +264,18 @@ mod tests {
         reason = "a probe"
         [formats.probe]
         request = {}
+        [[audit]]
+        event_type = "x"
+        events = ["search"]
+        entity = { request = "/x" }
+        new_values = { a = { request = "/a", mask = false }, b = { answer = "/b" } }
+        summary = "{a}"
+        [[routes]]
+        path = "/{x}"
+        sources = [{ path = "x" }, { answer = "/x" }]
+        unidentified = "pass"
+        [[routes.audit]]
+        entity = { path = "x" }
     "#;
 
     #[test]
@@ -286,7 +304,12 @@ mod tests {
 
     /// From the section's first header to the end of its last table.
     fn section_text(section: &str) -> Option<&'static str> {
-        let headers = [format!("[{section}]"), format!("[{section}."), format!("[[{section}]]")];
+        let headers = [
+            format!("[{section}]"),
+            format!("[{section}."),
+            format!("[[{section}]]"),
+            format!("[[{section}."),
+        ];
         let own =
             |line: &str| headers.iter().any(|header| line.trim_start_matches(['#', ' ']).starts_with(header));
         let first = DEFAULT.lines().find(|line| own(line))?;

@@ -89,7 +89,11 @@ impl Effective {
             let place = dotted(table);
             if place != header {
                 let title = match table {
-                    [lists @ .., Step::Index(_)] => format!("[[{}]]", dotted(lists)),
+                    [lists @ .., Step::Index(_)] => {
+                        // A list within a list's element: TOML takes it for the latest element's.
+                        let keys = lists.iter().filter(|step| matches!(step, Step::Key(_))).cloned();
+                        format!("[[{}]]", dotted(&keys.collect::<Vec<_>>()))
+                    }
                     _ => format!("[{place}]"),
                 };
                 let gap = if text.is_empty() { "" } else { "\n" };

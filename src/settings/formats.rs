@@ -40,6 +40,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let merge = choice(&table, "merge", default.merge, &MERGES);
     let model = pointers(&table, "model");
     let messages = pointers(&table, "messages");
+    let results = pointers(&table, "results");
     let error = pointers(&table, "error");
     let error_when = error_when(&table);
     let text = pointers(&table, "text");
@@ -61,6 +62,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         merge: merge?,
         model: model?,
         messages: messages?,
+        results: results?,
         error: error?,
         error_when: error_when?,
         text: text?,

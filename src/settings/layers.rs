@@ -80,9 +80,14 @@ impl Layers {
     /// Where the value at `path` comes from, and whether it is text that takes the type it needs. For a key that
     /// is not there, where the table comes from that lacks it.
     pub(super) fn origin(&self, path: &[Step]) -> (&str, bool) {
+        // A list is replaced as a whole: what lower layers have in its place counts for nothing.
+        let list = path.iter().position(|step| matches!(step, Step::Index(_)));
+        let last =
+            list.and_then(|at| self.layers.iter().rposition(|layer| layer.origin(&path[..at]).is_some()));
+        let layers = &self.layers[last.unwrap_or(0)..];
         (0..=path.len())
             .rev()
-            .find_map(|length| self.layers.iter().rev().find_map(|layer| layer.origin(&path[..length])))
+            .find_map(|length| layers.iter().rev().find_map(|layer| layer.origin(&path[..length])))
             .unwrap_or((BUILT_IN, false))
     }
 }

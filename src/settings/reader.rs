@@ -441,6 +441,21 @@ impl<'a> Slot<'a> {
         })
     }
 
+    /// Whether a table is here.
+    pub(super) fn is_table(&self) -> bool {
+        self.value.is_some_and(|value| matches!(value.kind, ValueKind::Table(_)))
+    }
+
+    /// Whether a list is here.
+    pub(super) fn is_list(&self) -> bool {
+        self.value.is_some_and(|value| matches!(value.kind, ValueKind::Array(_)))
+    }
+
+    /// Whether it is the built-in default that says so.
+    pub(super) fn is_built_in(&self) -> bool {
+        self.report.layers.origin(&self.path).0 == BUILT_IN
+    }
+
     /// The names in a table, whatever is under them.
     pub(super) fn table_names(&self) -> Vec<&'a str> {
         match self.value.map(|value| &value.kind) {

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use super::audit::{self, Reach, SharedRule};
 use super::path::bare_or_quoted;
-use super::reader::{Slot, Table};
+use super::reader::{Slot, Table, all};
+use super::tenants::{self, Surroundings};
 use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
-use crate::proxy::{CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RouteConfig};
+use crate::proxy::{
+    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RouteConfig, SourceConfig,
+};
 
 /// What a chat message took in the service itself, before anything was known.
 const RESERVE_TOKENS: u64 = 150;
@@ -15,14 +19,22 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 const DRAIN_BYTES: u64 = 16 << 20;
 
-/// `formats` is `None` where they have faults of their own; then no name is held against them.
-pub(super) fn routes(root: &Table<'_>, formats: Option<&Formats>) -> Option<Vec<RouteConfig>> {
+/// What routes must be checked against.
+pub(super) struct Context<'a> {
+    /// `None` where they have faults of their own; then no name is held against them.
+    pub(super) formats: Option<&'a Formats>,
+    /// The audit rules that are not a route's own.
+    pub(super) shared: &'a [SharedRule],
+    pub(super) around: &'a Surroundings<'a>,
+}
+
+pub(super) fn routes(root: &Table<'_>, context: &Context<'_>) -> Option<Vec<RouteConfig>> {
     let slot = root.key("routes");
     let list = slot.list()?;
     if list.is_empty() {
         slot.fault("is empty, so nothing is metered: name at least one route");
     }
-    let routes: Vec<Option<RouteConfig>> = list.iter().map(|slot| route(slot, formats)).collect();
+    let routes: Vec<Option<RouteConfig>> = list.iter().map(|slot| route(slot, context)).collect();
     for (at, (route, slot)) in routes.iter().zip(&list).enumerate() {
         let Some(route) = route else { continue };
         if let Some(first) =
@@ -34,7 +46,7 @@ pub(super) fn routes(root: &Table<'_>, formats: Option<&Formats>) -> Option<Vec<
     routes.into_iter().collect()
 }
 
-fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
+fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let table = slot.table()?;
     let path = table.key("path").parse("a string", path);
     let methods = table.optional("methods").map_or(Some(Vec::new()), |methods| methods.strings(method));
@@ -46,16 +58,22 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
     let enforce = optional(&table, "enforce", Enforce::Hard, "hard", |slot| {
         slot.choice(&[("hard", Enforce::Hard), ("shadow", Enforce::Shadow), ("off", Enforce::Off)])
     });
-    let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, formats));
+    let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, context.formats));
     let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
         slot.integer(0..=1_000_000_000)
     });
-    let max_body_bytes =
-        optional(&table, "max_body_bytes", MAX_BODY_BYTES, units::show_size(MAX_BODY_BYTES as u64), |slot| {
-            slot.memory(1024..=256 << 20)
-        });
+    let body = body(&table);
     let drain = drain(&table);
     let cut = cut(&table, enforce);
+    let segments = path.as_deref().map(names).unwrap_or_default();
+    let sources =
+        table.optional("sources").map(|slot| sources(&slot.in_one_line(), &segments, context.around));
+    let unidentified = table.optional("unidentified");
+    let unidentified = unidentified.map(|slot| slot.choice(&[("reject", false), ("pass", true)]));
+    let reach =
+        Reach { segments: Some(&segments), reads_body: !matches!(body, Some(BodyConfig::Opaque { .. })) };
+    let own = table.optional("audit").map_or(Some(Vec::new()), |slot| audit::of_route(&slot, &reach));
+    let shared = context.shared.iter().filter_map(|rule| rule.of(event?));
     Some(RouteConfig {
         path: path?,
         methods: methods?,
@@ -64,10 +82,63 @@ fn route(slot: &Slot<'_>, formats: Option<&Formats>) -> Option<RouteConfig> {
         enforce: enforce?,
         format: format?.to_owned(),
         reserve_tokens: reserve_tokens?,
-        max_body_bytes: max_body_bytes?,
+        body: body?,
+        sources: given(sources)?,
+        pass_unidentified: given(unidentified)?,
         drain: drain?,
         cut: cut?,
+        audit: own?.into_iter().chain(shared).collect(),
     })
+}
+
+/// What was read of a key that need not be there; `None` only where it was, and had a fault.
+fn given<T>(read: Option<Option<T>>) -> Option<Option<T>> {
+    match read {
+        Some(None) => None,
+        Some(value) => Some(value),
+        None => Some(None),
+    }
+}
+
+fn body(table: &Table<'_>) -> Option<BodyConfig> {
+    let opaque =
+        optional(table, "body", false, "json", |slot| slot.choice(&[("json", false), ("opaque", true)]));
+    if opaque? {
+        let limit = table.optional("max_body_bytes").map(|slot| slot.size(1..=1 << 50));
+        return Some(BodyConfig::Opaque { max_bytes: given(limit)? });
+    }
+    let as_typed = units::show_size(MAX_BODY_BYTES as u64);
+    let limit =
+        optional(table, "max_body_bytes", MAX_BODY_BYTES, as_typed, |slot| slot.memory(1024..=256 << 20));
+    Some(BodyConfig::Json { max_bytes: limit? })
+}
+
+/// A route's own sources. Who can name the tenant in them is told, unless it is the service's own route, which has
+/// no other.
+fn sources(slot: &Slot<'_>, segments: &[String], around: &Surroundings<'_>) -> Option<Vec<SourceConfig>> {
+    let list = slot.list()?;
+    if list.is_empty() {
+        slot.fault("is empty, so no request of the route has a tenant: name a source, or leave the key out");
+    }
+    let sources = all(list.iter().map(|slot| tenants::source(slot, around, Some(segments))))?;
+    for (slot, source) in list.iter().zip(&sources) {
+        if !slot.is_built_in() {
+            tenants::warn_of(slot.report(), &slot.path(), source, around);
+        }
+    }
+    let last = sources.len().saturating_sub(1);
+    if let Some(at) = sources.iter().position(|source| matches!(source, SourceConfig::Answer(_)))
+        && at < last
+    {
+        list[at].fault("must be the last source: what comes after it is never asked");
+    }
+    Some(sources)
+}
+
+/// The names that a path has for its segments.
+fn names(path: &str) -> Vec<String> {
+    let name = |segment: &str| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned());
+    path.split('/').filter_map(name).collect()
 }
 
 /// What becomes of the upstream's answer when its client leaves.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audit;
 use super::effective::shown_secret;
 use super::path::bare_or_quoted;
 use super::reader::{Report, Slot, Table, all};
@@ -90,7 +91,7 @@ pub(super) fn tenant(root: &Table<'_>, around: &Surroundings<'_>) -> Option<Tena
         if list.is_empty() {
             sources_slot.fault("is empty, so no request has a tenant: name at least one source");
         }
-        all(list.iter().map(|slot| source(slot, around)))
+        all(list.iter().map(|slot| source(slot, around, None)))
     });
     let plan_query = table.key("plan_query");
     let plan_query = plan_query.string_or_empty().and_then(|query| match query {
@@ -117,21 +118,21 @@ pub(super) fn tenant(root: &Table<'_>, around: &Surroundings<'_>) -> Option<Tena
         trust_header_from: trust_header_from?,
         plan_query: plan_query?,
     };
-    warn(report, &identify, around.has_database);
+    warn(report, &identify, around);
     let directory =
         tenant::Config { ttl: ttl?, negative_ttl: negative_ttl?, capacity: capacity?, timeout: timeout? };
     Some(Tenancy { identify, directory, default_plan: default_plan? })
 }
 
 /// What can't work, or lets anyone be anyone.
-fn warn(report: &Report<'_>, identify: &proxy::IdentifyConfig, has_database: bool) {
+fn warn(report: &Report<'_>, identify: &proxy::IdentifyConfig, around: &Surroundings<'_>) {
     let open = identify.trust_header_from.iter().any(|network| network.prefix_len() == 0);
     if open {
         report.warn(
             "tenant.trust_header_from holds every address: whoever can reach the gateway can be any tenant",
         );
     }
-    if identify.plan_query.is_some() && !has_database {
+    if identify.plan_query.is_some() && !around.has_database {
         report.warn(
             "tenant.plan_query: neither [service_database] nor [database] has a url, and the private Postgres has no \
              table of the service's: every tenant without an override is on tenant.default_plan",
@@ -139,42 +140,75 @@ fn warn(report: &Report<'_>, identify: &proxy::IdentifyConfig, has_database: boo
     }
     for (at, source) in identify.sources.iter().enumerate() {
         let source_key = format!("tenant.sources[{at}]");
-        match source {
-            proxy::SourceConfig::Session { .. } if !has_database => report.warn(format!(
-                "{source_key}: neither [service_database] nor [database] has a url, and the private Postgres has no \
-                 table of the service's: no session can be looked up"
-            )),
-            proxy::SourceConfig::Header(name) if identify.trust_header_from.is_empty() => report.warn(format!(
+        if let (proxy::SourceConfig::Header(name), []) = (source, &identify.trust_header_from[..]) {
+            report.warn(format!(
                 "{source_key}: the header {name} is believed from nobody: tenant.trust_header_from is empty"
-            )),
-            proxy::SourceConfig::Json(pointer) => report.warn(format!(
-                "{source_key}: {pointer} in a request's body names the tenant: whoever sends it can be any tenant"
-            )),
-            proxy::SourceConfig::Query(name) => report.warn(format!(
-                "{source_key}: the query parameter {name} names the tenant: whoever sends it can be any tenant"
-            )),
-            proxy::SourceConfig::Jwt { key: proxy::JwtKey::Hs256 { secret_env, secret }, .. } => match secret {
-                None => report.warn(format!("{source_key}: {secret_env} is not set: every bearer token is refused")),
-                Some(secret) if secret.len() < HS256_LEAST_BYTES => report.warn(format!(
-                    "{source_key}: {secret_env} is shorter than the {HS256_LEAST_BYTES} bytes that HS256 needs \
-                     (RFC 7518, section 3.2): it can be guessed"
-                )),
-                Some(_) => {}
-            },
-            _ => {}
+            ));
         }
+        warn_of(report, &source_key, source, around);
     }
 }
 
-fn source(slot: &Slot<'_>, around: &Surroundings<'_>) -> Option<proxy::SourceConfig> {
+/// What can't work in one source, or lets anyone be anyone.
+pub(super) fn warn_of(
+    report: &Report<'_>,
+    source_key: &str,
+    source: &proxy::SourceConfig,
+    around: &Surroundings<'_>,
+) {
+    match source {
+        proxy::SourceConfig::Session { .. } if !around.has_database => report.warn(format!(
+            "{source_key}: neither [service_database] nor [database] has a url, and the private Postgres has no \
+             table of the service's: no session can be looked up"
+        )),
+        proxy::SourceConfig::Json(pointer) => report.warn(format!(
+            "{source_key}: {pointer} in a request's body names the tenant: whoever sends it can be any tenant"
+        )),
+        proxy::SourceConfig::Query(name) => report.warn(format!(
+            "{source_key}: the query parameter {name} names the tenant: whoever sends it can be any tenant"
+        )),
+        proxy::SourceConfig::Path(name) => report.warn(format!(
+            "{source_key}: the path's {{{name}}} names the tenant: whoever sends it can be any tenant"
+        )),
+        proxy::SourceConfig::Jwt { key: proxy::JwtKey::Hs256 { secret_env, secret }, .. } => match secret {
+            None => report.warn(format!("{source_key}: {secret_env} is not set: every bearer token is refused")),
+            Some(secret) if secret.len() < HS256_LEAST_BYTES => report.warn(format!(
+                "{source_key}: {secret_env} is shorter than the {HS256_LEAST_BYTES} bytes that HS256 needs \
+                 (RFC 7518, section 3.2): it can be guessed"
+            )),
+            Some(_) => {}
+        },
+        _ => {}
+    }
+}
+
+/// One source; a route's own may also be a segment of its path, or the answer.
+pub(super) fn source(
+    slot: &Slot<'_>,
+    around: &Surroundings<'_>,
+    segments: Option<&[String]>,
+) -> Option<proxy::SourceConfig> {
     let table = slot.table()?;
+    if let Some(segments) = segments {
+        match (table.optional("path"), table.optional("answer")) {
+            (Some(path), None) => {
+                let name = path.parse("a string", |name| audit::segment(name, segments));
+                return name.map(proxy::SourceConfig::Path);
+            }
+            (None, Some(answer)) => {
+                return answer.parse("a string", units::pointer).map(proxy::SourceConfig::Answer);
+            }
+            _ => {}
+        }
+    }
     let (jwt, session) = (table.optional("jwt"), table.optional("session"));
     let (header, json, query) = (table.optional("header"), table.optional("json"), table.optional("query"));
     let kinds = [&jwt, &session, &header, &json, &query].into_iter().filter(|kind| kind.is_some()).count();
     if kinds != 1 {
-        table.fault(
-            "must be one of { jwt = … }, { session = … }, { header = … }, { json = … }, { query = … }",
-        );
+        let more = if segments.is_some() { ", { path = … }, { answer = … }" } else { "" };
+        table.fault(format!(
+            "must be one of {{ jwt = … }}, {{ session = … }}, {{ header = … }}, {{ json = … }}, {{ query = … }}{more}"
+        ));
         return None;
     }
     if let Some(jwt) = jwt {

@@ -30,6 +30,7 @@ use crate::record::{EventSink, SinkError};
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const USAGE: &str = include_str!("events/usage.sql");
 const AUDIT: &str = include_str!("events/audit.sql");
+const HISTORY: &str = include_str!("events/history.sql");
 const AMEND: &str = include_str!("events/amend.sql");
 const CHARGE: &str = include_str!("events/charge.sql");
 
@@ -56,18 +57,20 @@ async fn send(
     batch: &Batch<'_>,
     replica: Option<&str>,
 ) -> Result<(), tokio_postgres::Error> {
-    let (usage, audit, amend, charge) = statements(client).await?;
+    let [usage, audit, history, amend, charge] = statements(client).await?;
     // Futures of the driver send when they are first polled, and join polls in order.
     let begin = client.batch_execute(BEGIN);
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
     let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
+    let history =
+        unless(batch.audit.has_no_history(), async { batch.audit.tell_old_values(client, &history).await });
     let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
     let charge =
         unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge, replica).await });
     let commit = client.batch_execute("COMMIT");
-    let (begin, usage, audit, amend, charge, commit) =
-        futures_util::join!(begin, usage, audit, amend, charge, commit);
-    begin.and(usage).and(audit).and(amend).and(charge).and(commit)
+    let (begin, usage, audit, history, amend, charge, commit) =
+        futures_util::join!(begin, usage, audit, history, amend, charge, commit);
+    begin.and(usage).and(audit).and(history).and(amend).and(charge).and(commit)
 }
 
 /// Writes an audit event in the transaction that is open on `client`, for what must not be there without it.
@@ -88,13 +91,13 @@ async fn unless(
 }
 
 /// Prepared once on each connection.
-async fn statements(
-    client: &ClientWrapper,
-) -> Result<(Statement, Statement, Statement, Statement), tokio_postgres::Error> {
-    futures_util::try_join!(
+async fn statements(client: &ClientWrapper) -> Result<[Statement; 5], tokio_postgres::Error> {
+    let (usage, audit, history, amend, charge) = futures_util::try_join!(
         client.prepare_cached(USAGE),
         client.prepare_cached(AUDIT),
+        client.prepare_cached(HISTORY),
         client.prepare_cached(AMEND),
         client.prepare_cached(CHARGE),
-    )
+    )?;
+    Ok([usage, audit, history, amend, charge])
 }

@@ -11,10 +11,11 @@ use tokio_postgres::error::SqlState;
 use super::pool::{Store, StoreError};
 
 /// The migrations, in order.
-const MIGRATIONS: [(i32, &str, &str); 4] = [
+const MIGRATIONS: [(i32, &str, &str); 5] = [
     (1, "tables", include_str!("../../migrations/0001_tables.sql")),
     (2, "partitions", include_str!("../../migrations/0002_partitions.sql")),
     (3, "functions", include_str!("../../migrations/0003_functions.sql")),
+    (4, "audit_history", include_str!("../../migrations/0004_audit_history.sql")),
     (5, "leases", include_str!("../../migrations/0005_leases.sql")),
 ];
 

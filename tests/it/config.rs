@@ -10,7 +10,9 @@ use std::time::Duration;
 use tollgate::model::event::EventType;
 use tollgate::model::quota::{Dimension, Limits};
 use tollgate::model::tenant::TenantId;
-use tollgate::proxy::{CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig};
+use tollgate::proxy::{
+    AuditWhen, BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig,
+};
 use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
 
 /// 18 November 2026.
@@ -91,7 +93,7 @@ fn the_built_in_default_is_the_service_as_it_stands() {
     assert_eq!(figures("starter"), [Some(100_000), Some(60), Some(1_000), Some(500)]);
     assert_eq!(figures("pro"), [Some(500_000), Some(120), Some(5_000), Some(2_000)]);
     assert_eq!(figures("enterprise"), [None; 4]);
-    let [route] = &settings.routes[..] else { panic!("one route") };
+    let route = &settings.routes[0];
     assert_eq!(
         (route.path.as_str(), route.methods.as_slice()),
         ("/api/widget/chat", &[http::Method::POST][..])
@@ -100,7 +102,10 @@ fn the_built_in_default_is_the_service_as_it_stands() {
         (route.event, route.path_match, route.enforce),
         (EventType::ChatMessage, PathMatch::Loose, Enforce::Hard)
     );
-    assert_eq!((route.reserve_tokens, route.max_body_bytes), (150, 1 << 20));
+    assert_eq!((route.reserve_tokens, route.body), (150, BodyConfig::Json { max_bytes: 1 << 20 }));
+    assert_eq!((route.pass_unidentified, route.sources.as_deref()), (None, None));
+    let kinds: Vec<_> = route.audit.iter().map(|rule| rule.event_type.as_str()).collect();
+    assert_eq!(kinds, ["chat_message_received", "chat_response_sent", "api_error", "quota_exceeded"]);
     assert_eq!((route.drain, settings.server.max_drains, &route.cut), (None, 1000, &None));
     let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"), NOV_2026);
     assert!(known);
@@ -236,6 +241,41 @@ fn routes_in_a_file_replace_the_list() {
 }
 
 #[test]
+fn the_services_other_routes_are_shipped_and_let_pass_what_names_no_tenant() {
+    let settings = Settings::load(None, &Environment::new()).unwrap();
+    let others: Vec<_> = settings.routes[1..]
+        .iter()
+        .map(|route| {
+            assert_eq!(route.pass_unidentified, Some(true), "{}", route.path);
+            assert_eq!((route.reserve_tokens, &route.methods[..]), (0, &[http::Method::POST][..]));
+            let own: Vec<_> = route.audit.iter().map(|rule| rule.event_type.as_str()).collect();
+            let (standard, own) = own.split_at(own.len() - 2);
+            assert_eq!(own, ["api_error", "quota_exceeded"], "{}", route.path);
+            (route.path.as_str(), route.event.as_str(), standard.join(", "))
+        })
+        .collect();
+    let expected = [
+        ("/api/widget/session", "api_call", "chat_session_created"),
+        ("/api/embed-batch", "embedding", ""),
+        ("/api/trial/start", "api_call", "trial_created"),
+        ("/api/admin/trials/{tenant}/upgrade", "api_call", "trial_upgraded"),
+        ("/api/admin/trials/{tenant}/extend", "api_call", "trial_extended"),
+        ("/api/trial/branding", "api_call", "branding_updated"),
+        ("/api/trial/kb/upload", "kb_ingest", "kb_uploaded, kb_upload_failed"),
+        ("/api/trial/kb/crawl", "kb_ingest", "kb_crawled"),
+        ("/api/trial/kb/manual", "kb_ingest", "kb_manual_added"),
+    ];
+    assert_eq!(others, expected.map(|(path, event, own)| (path, event, own.to_owned())));
+    let upload = settings.routes.iter().find(|route| route.path.ends_with("upload")).unwrap();
+    assert_eq!(upload.body, BodyConfig::Opaque { max_bytes: None });
+    assert!(
+        settings.warnings().iter().all(|warning| !warning.starts_with("routes")),
+        "{:?}",
+        settings.warnings()
+    );
+}
+
+#[test]
 fn a_route_says_what_a_leaving_client_costs() {
     let route = |keys: &str| load(&format!("[[routes]]\npath = \"/x\"\n{keys}")).routes.remove(0);
     assert_eq!(route("on_client_gone = \"cancel\"\ndrain_time = \"5s\"\n").drain, None);
@@ -279,6 +319,39 @@ fn faults_of_a_routes_endings_are_told_at_once() {
             "routes[1].cut_event: is empty: write the last event of the stream",
         ]
     );
+}
+
+#[test]
+fn audit_rules_of_a_file_replace_the_shared_ones_and_none_can_be_left() {
+    let route = "[[routes]]\npath = \"/x\"\n";
+    assert_eq!(load(route).routes[0].audit.len(), 2, "what holds for every event");
+    assert!(load(&format!("audit = []\n{route}")).routes[0].audit.is_empty());
+    let rule = "[[audit]]\nevents = [\"search\", \"api_call\"]\nevent_type = \"seen\"\ncategory = \"error\"\nentity_type = \"call\"\n\
+        action = \"read\"\nwhen = [\"201\", \"4xx\"]\n";
+    let settings = load(&format!("{rule}{route}[[routes]]\npath = \"/y\"\nevent = \"embedding\"\n"));
+    let kinds =
+        |at: usize| settings.routes[at].audit.iter().map(|rule| rule.event_type.as_str()).collect::<Vec<_>>();
+    assert_eq!((kinds(0), kinds(1)), (vec!["seen"], vec![]));
+    assert_eq!(settings.routes[0].audit[0].when, AuditWhen::Statuses(vec![201..=201, 400..=499]));
+}
+
+#[test]
+fn fault_86_each_wrong_key_of_routes_and_audit_rules_says_what_to_do() {
+    let file = File::with(&std::fs::read_to_string(case("broken-audit.toml")).unwrap());
+    let seen: String =
+        file.faults().iter().map(|(line, key, reason)| format!("{line} {key}: {reason}\n")).collect();
+    let expected = std::fs::read_to_string(case("broken-audit.txt")).unwrap_or_default();
+    assert!(seen == expected, "expected\n{expected}\nseen\n{seen}");
+}
+
+#[test]
+fn a_routes_own_sources_are_warned_of_as_the_others_are() {
+    let settings = load(
+        "[[routes]]\npath = \"/x/{tenant}\"\nsources = [{ path = \"tenant\" }, { query = \"t\" }, { json = \"/t\" }]\n",
+    );
+    let warnings: Vec<_> =
+        settings.warnings().into_iter().filter(|warning| warning.starts_with("routes[0].sources")).collect();
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
 }
 
 #[test]

@@ -14,4 +14,5 @@ mod overrides;
 mod postgres;
 mod prices;
 mod recording;
+mod routes;
 mod sql;

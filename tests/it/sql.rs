@@ -5,6 +5,7 @@
 mod events;
 mod faults;
 mod functions;
+mod history;
 mod listen;
 mod plans;
 mod private;

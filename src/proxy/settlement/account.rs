@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::meter::{Counted, Inspected, Meter, Reading, StreamKind};
 use crate::model::event::Outcome;
 use crate::model::tenant::TenantId;
-use crate::proxy::audit::Trail;
+use crate::proxy::audit::{Bearer, Trail};
 use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
 use crate::proxy::cut::CutEvent;
@@ -37,9 +37,12 @@ impl Arrival {
 /// What is known of an exchange when its tenant is.
 #[derive(Debug)]
 pub(crate) struct Subject {
-    pub(crate) tenant: TenantId,
+    /// `None` until the answer has named it, and where it doesn't.
+    pub(crate) tenant: Option<TenantId>,
     /// The tenant stands for a session that could not be looked up.
     pub(crate) provisional: bool,
+    /// The token, where it named the tenant.
+    pub(crate) bearer: Option<Bearer>,
     pub(crate) caller: Caller,
     pub(crate) method: http::Method,
     pub(crate) request_id: String,
@@ -47,6 +50,14 @@ pub(crate) struct Subject {
     pub(crate) inspected: Inspected,
     /// Characters of the request's messages.
     pub(crate) message_chars: u64,
+    /// The segments of its path that the route has names for.
+    pub(crate) segments: Vec<String>,
+    /// What the audit rules take from the request.
+    pub(crate) values: Vec<Option<Value>>,
+    /// The declared length of the request's body.
+    pub(crate) content_length: Option<u64>,
+    /// Why the request's body was not read, where it should have been.
+    pub(crate) unread: Option<&'static str>,
 }
 
 /// The account of an exchange that is not settled.
@@ -115,16 +126,20 @@ impl Open {
 
     pub(super) fn trail(&self) -> Trail<'_> {
         Trail {
-            tenant: &self.subject.tenant,
+            tenant: self.subject.tenant.as_ref(),
+            bearer: self.subject.bearer.as_ref(),
             session: self.subject.inspected.session.as_deref(),
             endpoint: &self.route.config.path,
-            event: self.route.config.event,
+            method: self.subject.method.as_str(),
             client: self.subject.caller.client,
             user_agent: self.subject.user_agent.as_deref(),
             request_id: &self.subject.request_id,
             arrived: self.arrival.at,
             elapsed: self.ended.map_or(Duration::ZERO, |ended| ended - self.arrival.instant),
             message_chars: self.subject.message_chars,
+            content_length: self.subject.content_length,
+            segments: &self.subject.segments,
+            request: &self.subject.values,
         }
     }
 }

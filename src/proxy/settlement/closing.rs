@@ -3,16 +3,15 @@
 use std::time::Instant;
 
 use serde_json::json;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::account::{Close, Open};
-use super::late::Late;
+use super::late::{Late, Told};
 use crate::meter::{CountJob, Counted, Meter, estimate};
-use crate::model::event::{AuditEvent, Outcome, Record};
+use crate::model::event::{Outcome, Record};
 use crate::model::quota::Amounts;
 use crate::model::tokens::{TokenSource, TokenUsage};
-use crate::proxy::audit;
+use crate::proxy::audit::End;
 use crate::proxy::charging::{self, Basis, Facts, Priced};
 use crate::quota::Reservation;
 use crate::record::Records;
@@ -30,6 +29,12 @@ impl Open {
         if outcome == Outcome::Completed && hidden {
             outcome = Outcome::UpstreamError;
         }
+        if self.subject.tenant.is_none() {
+            self.subject.tenant = self.route.audit.tenant(&reading.gleaned);
+        }
+        if let Some(results) = reading.results {
+            self.metadata.insert("search_result_count".into(), json!(results));
+        }
         if let Some(flag) = reading.flag {
             bump(&self.core.metrics.unmetered, "flag", flag);
             self.metadata.insert("meter_flag".into(), json!(flag));
@@ -41,7 +46,7 @@ impl Open {
             whole: outcome == Outcome::Completed || self.read_on,
             request_text: self.subject.inspected.text.seen_bytes > 0,
         };
-        let basis = charging::basis(&facts);
+        let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
         if matches!(basis, Basis::Text(_)) {
             let model = reading.model.as_deref().or(self.subject.inspected.model.as_deref());
             let job = CountJob {
@@ -86,43 +91,62 @@ impl Open {
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
         }
-        let trail = self.trail();
-        let mut records = Records::new();
-        let audits = audit::exchange(&trail, close.outcome, self.status, priced.tokens);
-        let mut audits: SmallVec<[AuditEvent; 2]> = audits.into_iter().collect();
+        let (mut audits, mut told) = (Records::new(), Vec::new());
+        let end = End {
+            outcome: close.outcome,
+            status: self.status,
+            tokens: priced.tokens,
+            received: true,
+            answer: &close.reading.gleaned,
+            refusal: None,
+        };
+        for (rule, event) in self.route.audit.events(&self.trail(), &end) {
+            // What tells the count is told with it: not before.
+            match self.counting.is_some() && self.route.audit.tells_tokens(rule) {
+                true => told.push(Told { rule, event }),
+                false => audits.push(Record::Audit(Box::new(event))),
+            }
+        }
         if let (Some(counting), Basis::Text(source)) = (self.counting.take(), &close.basis) {
-            // What was sent is told with its count: not before.
-            let sent = audits.pop();
             let late = Late {
                 counting,
                 reported: close.reading.usage,
                 source: *source,
                 model: model.clone(),
                 charged: used.tokens,
-                sent,
+                told,
             };
             self.amend_later(late, &charges);
         }
         let Priced { usage, tokens, source } = priced;
         let event = self.event(close.outcome, usage, tokens, source, used, cost_nanousd, model, charges);
-        records.push(Record::Usage(Box::new(event)));
-        records.extend(audits.into_iter().map(|event| Record::Audit(Box::new(event))));
+        let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
+        records.append(&mut audits);
         records
     }
 
     /// Records an exchange that the upstream did not answer: no tokens, no messages. A refusal charges nothing at
     /// all; a failed call counts as a call.
-    pub(super) fn record_unserved(mut self: Box<Self>, outcome: Outcome, audit: Option<AuditEvent>) {
+    pub(super) fn record_unserved(mut self: Box<Self>, end: &End<'_>) {
         self.ended = Some(Instant::now());
+        let outcome = end.outcome;
+        let trail = self.trail();
+        let events = self.route.audit.events(&trail, end);
+        let audits = events.map(|(_, event)| Record::Audit(Box::new(event))).collect();
+        self.record_unserved_with(outcome, audits);
+    }
+
+    /// The same with these audit events.
+    pub(super) fn record_unserved_with(mut self: Box<Self>, outcome: Outcome, mut audits: Records) {
+        self.ended.get_or_insert_with(Instant::now);
         let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
         let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
         let model = self.subject.inspected.model.clone();
         let hub = self.hub.clone();
         let event =
             self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);
-        let mut records = Records::new();
-        records.push(Record::Usage(Box::new(event)));
-        records.extend(audit.map(|event| Record::Audit(Box::new(event))));
+        let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
+        records.append(&mut audits);
         drop(hub.record(records));
     }
 

@@ -9,7 +9,8 @@ use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::telemetry::{Label, bump};
 
 impl Open {
-    /// Makes the usage event and tells the metrics. The clocks stop here.
+    /// Makes the usage event and tells the metrics. The clocks stop here. There is none where the answer should have
+    /// named the tenant and did not: nobody could be charged.
     #[expect(clippy::too_many_arguments, reason = "one row has as many columns")]
     pub(super) fn event(
         self: Box<Self>,
@@ -21,7 +22,7 @@ impl Open {
         cost_nanousd: u64,
         model: Option<String>,
         charges: Vec<Charge>,
-    ) -> UsageEvent {
+    ) -> Option<UsageEvent> {
         let ended = self.ended.unwrap_or_else(Instant::now);
         let response_time = ended - self.arrival.instant;
         let metrics = &self.core.metrics;
@@ -39,9 +40,13 @@ impl Open {
             metrics.first_byte_seconds.observe(first_byte.as_secs_f64());
         }
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        UsageEvent {
+        let Some(tenant_id) = self.subject.tenant else {
+            metrics.unnamed.inc();
+            return None;
+        };
+        Some(UsageEvent {
             event_id: self.event_id,
-            tenant_id: self.subject.tenant,
+            tenant_id,
             event_type: self.route.config.event,
             at: self.arrival.at,
             method: self.subject.method.as_str().to_owned(),
@@ -63,6 +68,6 @@ impl Open {
             metadata: self.metadata,
             charges,
             lease_run: self.core.enforcer.run(),
-        }
+        })
     }
 }

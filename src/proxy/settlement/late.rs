@@ -8,7 +8,7 @@ use crate::meter::Counted;
 use crate::model::event::{Amendment, AuditEvent, Record};
 use crate::model::quota::{Charge, Unit};
 use crate::model::tokens::{TokenSource, TokenUsage};
-use crate::proxy::{audit, charging};
+use crate::proxy::charging;
 use crate::record::Records;
 
 /// A count that the event could not wait for.
@@ -20,16 +20,23 @@ pub(super) struct Late {
     pub(super) model: Option<String>,
     /// Tokens charged until then.
     pub(super) charged: u64,
-    /// The audit event that tells the tokens.
-    pub(super) sent: Option<AuditEvent>,
+    /// The audit events that tell the tokens.
+    pub(super) told: Vec<Told>,
+}
+
+/// An audit event that waits for the count, and the place of its rule.
+pub(super) struct Told {
+    pub(super) rule: usize,
+    pub(super) event: AuditEvent,
 }
 
 impl Open {
     /// A count that came too late for the event corrects it: the row, the live counter and the quota in memory.
     pub(super) fn amend_later(&self, late: Late, charges: &[Charge]) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (core, policy) = (self.core.clone(), self.policy.clone());
-        let (event_id, tenant_id, at) = (self.event_id, self.subject.tenant.clone(), self.arrival.at);
+        let Some(tenant_id) = self.subject.tenant.clone() else { return };
+        let (core, policy, route) = (self.core.clone(), self.policy.clone(), self.route.clone());
+        let (event_id, at) = (self.event_id, self.arrival.at);
         let charges = charges.iter().filter(|charge| charge.dimension.unit == Unit::Tokens);
         let charges: Vec<Charge> = charges.cloned().collect();
         self.core.tasks.spawn_on(
@@ -54,8 +61,9 @@ impl Open {
                     lease_run: core.enforcer.run(),
                 };
                 let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];
-                records
-                    .extend(late.sent.map(|sent| Record::Audit(Box::new(audit::with_tokens(sent, tokens)))));
+                records.extend(late.told.into_iter().map(|Told { rule, event }| {
+                    Record::Audit(Box::new(route.audit.with_tokens(rule, event, tokens)))
+                }));
                 drop(core.recorder.record(records));
             },
             &runtime,

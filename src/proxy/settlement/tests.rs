@@ -68,17 +68,22 @@ fn opened(core: &Arc<Core>) -> Settlement {
 
 fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
     let policy = core.policy.load_full();
-    let route = policy.routes.find(&http::Method::POST, "/api/widget/chat").unwrap().clone();
+    let route = policy.routes.find(&http::Method::POST, "/api/widget/chat").unwrap().route;
     let peer = std::net::IpAddr::from([127, 0, 0, 1]);
     let subject = Subject {
-        tenant: TenantId::parse("tn_panic").unwrap(),
+        tenant: TenantId::parse("tn_panic").ok(),
         provisional: false,
+        bearer: None,
         caller: Caller { peer, client: peer },
         method: http::Method::POST,
         request_id: "r-1".to_owned(),
         user_agent: None,
         inspected: Inspected::default(),
         message_chars: 0,
+        segments: Vec::new(),
+        values: Vec::new(),
+        content_length: None,
+        unread: None,
     };
     let hub = Hub::new(core.recorder.clone());
     Settlement::open(core.clone(), hub, policy, route, subject, arrival)

@@ -196,6 +196,7 @@ pub(super) struct Audit<'a> {
     agent: Vec<Option<Cow<'a, str>>>,
     request: Vec<Option<Cow<'a, str>>>,
     at: Vec<SystemTime>,
+    in_history: Vec<bool>,
 }
 
 impl<'a> Audit<'a> {
@@ -223,10 +224,11 @@ impl<'a> Audit<'a> {
         self.agent.push(long(&event.user_agent));
         self.request.push(long(&event.request_id));
         self.at.push(moment(event.at));
+        self.in_history.push(event.in_history);
     }
 
     pub(super) async fn insert(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
-        let columns: [&(dyn ToSql + Sync); 18] = [
+        let columns: [&(dyn ToSql + Sync); 19] = [
             &self.id,
             &self.tenant,
             &self.kind,
@@ -245,8 +247,26 @@ impl<'a> Audit<'a> {
             &self.agent,
             &self.request,
             &self.at,
+            &self.in_history,
         ];
         client.execute(statement, &columns).await
+    }
+
+    /// Whether none of them is in a history.
+    pub(super) fn has_no_history(&self) -> bool {
+        !self.in_history.contains(&true)
+    }
+
+    /// Tells those that are in a history what was before them.
+    pub(super) async fn tell_old_values(
+        &self,
+        client: &ClientWrapper,
+        statement: &Statement,
+    ) -> Result<u64, Error> {
+        let marked = || self.in_history.iter().enumerate().filter(|(_, marked)| **marked).map(|(at, _)| at);
+        let ids: Vec<Uuid> = marked().map(|at| self.id[at]).collect();
+        let ats: Vec<SystemTime> = marked().map(|at| self.at[at]).collect();
+        client.execute(statement, &[&ids, &ats]).await
     }
 }
 

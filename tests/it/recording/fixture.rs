@@ -92,6 +92,7 @@ pub(super) fn audit(n: u64) -> Record {
         actor_id: None,
         old_values: None,
         new_values: Some(json!({ "message_length": 42, "ratio": 0.5 })),
+        in_history: false,
         summary: None,
         result: AuditResult::Success,
         error_message: None,

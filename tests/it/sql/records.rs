@@ -82,6 +82,7 @@ pub(crate) fn audit(tenant: &str, event_type: &str, at: Timestamp) -> AuditEvent
         actor_id: None,
         old_values: None,
         new_values: Some(serde_json::json!({"message_length": 5})),
+        in_history: false,
         summary: None,
         result: AuditResult::Success,
         error_message: None,
