@@ -212,17 +212,20 @@ impl Counter {
         (known, with(need), with(need.max(wish)))
     }
 
-    /// Takes over what was granted, asked for with `need` beside what was then spoken for, under `limit`.
-    pub(super) fn take_over(&mut self, grant: Grant, need: u64, limit: Limit) {
+    /// Takes over what was granted under `limit`, where at least `at_least` was asked for. Less than that is all that
+    /// there was. (What is free now says nothing of that: exchanges went on while the question was on its way.)
+    pub(super) fn take_over(&mut self, grant: Grant, at_least: i64, limit: Limit) {
+        let mut at_least = at_least;
         if self.flags & FRESH != 0 {
             // An earlier grant in this window that nothing is known of counts as used.
             self.used = self.used.saturating_add(grant.before);
+            at_least = at_least.saturating_add(grant.before);
         }
         self.flags &= !(FRESH | ASKED | DRY);
         (self.granted, self.elsewhere) = (grant.granted, grant.elsewhere);
         let free = self.free();
         match limit {
-            Some(limit) if need > 0 && free < i64::try_from(need).unwrap_or(i64::MAX) => {
+            Some(limit) if grant.granted < at_least => {
                 self.flags |= DRY;
                 self.low = limit as u32;
             }

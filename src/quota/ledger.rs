@@ -73,8 +73,6 @@ pub(super) struct Want {
     pub(super) at_most: i64,
     /// `None` where something is handed back.
     pub(super) limit: Limit,
-    /// What a request needs beside what is spoken for.
-    pub(super) need: u64,
     /// Used through this run so far.
     pub(super) used: i64,
 }
@@ -256,7 +254,7 @@ impl Ledger {
             let (known, at_least, at_most) = counter.ask(need, wish);
             counter.mark_asked();
             let (span, used) = (counter.span(), counter.used());
-            wants.push(Want { dimension, span, known, at_least, at_most, limit, need, used });
+            wants.push(Want { dimension, span, known, at_least, at_most, limit, used });
         }
         wants
     }
@@ -277,7 +275,7 @@ impl Ledger {
         }
         let at_most = i64::try_from(wish).unwrap_or(i64::MAX);
         let limit = Some(limit);
-        Some(Want { dimension, span, known: None, at_least: 0, at_most, limit, need: 0, used: 0 })
+        Some(Want { dimension, span, known: None, at_least: 0, at_most, limit, used: 0 })
     }
 
     /// Takes over the answer to a want.
@@ -287,7 +285,7 @@ impl Ledger {
         };
         if let Some(counter) = self.counters.iter_mut().find(asked) {
             if want.limit.is_some() {
-                counter.take_over(grant, want.need, want.limit);
+                counter.take_over(grant, want.at_least, want.limit);
             } else {
                 counter.hear(grant.elsewhere);
             }
@@ -310,7 +308,7 @@ impl Ledger {
         let counter = self.counters.iter_mut().find(held)?;
         let (known, kept) = counter.hand_back();
         let (span, used) = (counter.span(), counter.used());
-        Some(Want { dimension, span, known, at_least: kept, at_most: kept, limit: None, need: 0, used })
+        Some(Want { dimension, span, known, at_least: kept, at_most: kept, limit: None, used })
     }
 
     /// The quotas of which something is free in a window that runs, though nothing is used or reserved of any.

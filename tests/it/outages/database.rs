@@ -165,7 +165,7 @@ async fn closed_refuses_what_is_metered_while_the_database_is_away_and_nothing_e
     assert_eq!(gateway.readiness().await.0, 503);
     assert_eq!(upstream.requests().len(), 2, "what is refused is not forwarded");
     server.restart();
-    until_up(&gateway).await;
+    within("it serves again", async { while gateway.readiness().await.0 != 200 {} }).await;
     assert_eq!(gateway.ask(batch("tn_closed", 1)).await.status, 200);
     let rows = rows(&database, "tn_closed", 3).await;
     assert_eq!(core(&rows[1]), came_to("refused", 503, 0, "none"));
