@@ -97,6 +97,8 @@ pub struct Reading {
     /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
     /// `bad_usage`, `malformed`; the gravest, where there are several.
     pub flag: Option<&'static str>,
+    /// Whether the answer was an event stream, NDJSON or an AI SDK data stream.
+    pub streamed: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
 }
@@ -114,8 +116,8 @@ impl Meter {
         Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
     }
 
-    /// Whether the answer is an event stream, NDJSON or an AI SDK data stream. An answer whose headers don't tell is
-    /// none until its first bytes have shown it.
+    /// Whether the answer is known to be a stream by now: see [`Reading::streamed`]. Where its headers don't tell, its
+    /// first bytes do.
     pub fn is_stream(&self) -> bool {
         self.body.answer().is_some_and(Answer::is_stream)
     }
@@ -138,10 +140,10 @@ impl Meter {
         let (learnt, trouble, streamed) = answer.finish();
         if let Some(trouble) = encoding_trouble {
             // Of a body that could not be read to its end the last count may be missing: none is better.
-            return Reading { flag: Some(trouble.as_str()), ..Reading::default() };
+            return Reading { flag: Some(trouble.as_str()), streamed, ..Reading::default() };
         }
         if self.error_status {
-            return Reading { error_event: learnt.any_error, ..Reading::default() };
+            return Reading { error_event: learnt.any_error, streamed, ..Reading::default() };
         }
         let trouble = trouble.or(learnt.resolved.bad.then_some(Trouble::BadUsage));
         Reading {
@@ -151,6 +153,7 @@ impl Meter {
             text: learnt.text,
             messages: learnt.messages,
             flag: trouble.map(Trouble::as_str),
+            streamed,
             error_event: streamed && learnt.failed,
         }
     }

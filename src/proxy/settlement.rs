@@ -224,7 +224,6 @@ impl Settlement {
             value(http::header::CONTENT_TYPE),
             value(http::header::CONTENT_ENCODING),
         );
-        open.streamed = meter.is_stream();
         open.meter = Some(meter);
     }
 
@@ -304,6 +303,7 @@ impl Open {
             return;
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
+        self.streamed = reading.streamed;
         // Where the status itself is an error's, the exchange came to its end all the same.
         let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
         if outcome == Outcome::Completed && hidden {

@@ -6,6 +6,7 @@ mod architecture;
 mod config;
 mod demo;
 mod faults;
+mod formats;
 mod gateway;
 mod harness;
 mod nginx;
