@@ -15,6 +15,8 @@ use super::wanted::{Wanted, want};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FormatConfig {
+    /// Whether the format `auto` looks for this one too.
+    pub auto: bool,
     /// Input tokens.
     pub input: Vec<String>,
     /// Input tokens that the provider counts apart, added to the input.
@@ -61,6 +63,7 @@ pub struct FormatConfig {
 impl Default for FormatConfig {
     fn default() -> Self {
         Self {
+            auto: false,
             input: Vec::new(),
             extra_input: Vec::new(),
             cached_input: Vec::new(),

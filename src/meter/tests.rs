@@ -615,6 +615,37 @@ mod formats {
     }
 
     #[test]
+    fn a_format_of_the_config_can_join_those_that_auto_tells_apart() {
+        let config = |auto| {
+            toml_like(serde_json::json!({
+                "auto": auto, "input": ["/bill/in", "/usage/prompt_tokens"], "output": ["/bill/out"],
+                "text": ["/say"], "model": ["/engine"], "counting": "chars4", "request": {"text": ["/ask"]},
+            }))
+        };
+        let joined = Formats::builtin().with("mine", &config(true)).unwrap();
+        let read = |formats: &Formats, body: &str| {
+            let auto = formats.format("auto").unwrap();
+            let mut meter = Meter::new(&auto, &super::config(), 200, Some(JSON.as_bytes()), None);
+            meter.observe(body.as_bytes());
+            meter.finish()
+        };
+        let own = r#"{"engine": "e-1", "bill": {"in": 5, "out": 7}}"#;
+        let reading = read(&joined, own);
+        assert_eq!((reading.usage.total(), reading.model.as_deref()), (Some(12), Some("e-1")));
+        assert_eq!(read(&joined, r#"{"say": "Hello"}"#).text, Text::whole("Hello"));
+        let asked = inspect(&joined.format("auto").unwrap(), &super::config(), br#"{"ask": "x"}"#, &[]);
+        assert_eq!(asked.unwrap().text, Text::whole("x"));
+        // The others are read as before, and counted as before.
+        let openai =
+            r#"{"model": "m", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}"#;
+        assert_eq!(read(&joined, openai), read(&Formats::builtin(), openai));
+        assert_eq!(joined.format("auto").unwrap().counting, Counting::Model);
+        // Not asked for, it does not join.
+        let apart = Formats::builtin().with("mine", &config(false)).unwrap();
+        assert_eq!(read(&apart, own), Reading::default());
+    }
+
+    #[test]
     fn a_bad_pointer_is_named_with_its_key() {
         let config = FormatConfig { total: vec!["usage.total".into()], ..FormatConfig::default() };
         let error = Formats::builtin().with("mine", &config).unwrap_err();

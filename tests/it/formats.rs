@@ -243,3 +243,20 @@ async fn every_sample_in_every_coding_and_cut_passes_unchanged_and_leaves_the_ro
     }
     assert!(wrong.is_empty(), "of {} rows (seed {SEED}):\n{}", rows.len(), wrong.join("\n"));
 }
+
+#[tokio::test]
+async fn an_operators_own_format_is_told_apart_from_the_built_in_ones() {
+    let own = json!({"say": "Hello", "engine": "e-1", "bill": {"in": 5, "of_that_cached": 2, "out": 7}});
+    let upstream = Upstream::answering(move |_| answer(200).json(&own)).await;
+    let database = shared().database();
+    let format = "[formats.mine]\nauto = true\ninput = [\"/bill/in\"]\ncached_input = [\"/bill/of_that_cached\"]\noutput = [\"/bill/out\"]\nmodel = [\"/engine\"]\n";
+    let gateway = gateway(&upstream, &database).config(&format!("{ROUTE}{format}")).start().await;
+    let asked =
+        request("POST", "/v1/replay").header("x-tenant-id", "tn_formats").header("x-request-id", "own");
+    assert_eq!(gateway.ask(asked.json(&json!({"ask": "Hi"}))).await.status, 200);
+    gateway.stop().await;
+    let row = &rows(&database).await["own"];
+    let columns = ["input_tokens", "cached_input_tokens", "output_tokens", "model", "token_source"];
+    let expected = [json!(5), json!(2), json!(7), json!("e-1"), json!("reported")];
+    assert_eq!(columns.map(|column| row[column].clone()), expected);
+}
