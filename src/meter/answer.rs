@@ -66,6 +66,8 @@ struct Reader {
     capture: Capture,
     trouble: Option<Trouble>,
     line: LineKind,
+    /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
+    over: bool,
 }
 
 /// What a line of the AI SDK's data stream holds.
@@ -96,6 +98,7 @@ impl Answer {
             capture,
             trouble: None,
             line: LineKind::Document,
+            over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
         Self { form, reader, event_limit }
@@ -135,6 +138,7 @@ impl Answer {
         }
         let streamed = self.is_stream();
         let reader = &mut self.reader;
+        reader.over = true;
         match &mut self.form {
             Form::Json => {
                 if reader.skimmer.gave_up() {
@@ -270,7 +274,8 @@ impl Documents for Reader {
         }
         let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
         self.skimmer.end(&mut ruled);
-        if self.skimmer.gave_up() {
+        let whole = self.over || self.skimmer.done() || self.skimmer.untouched();
+        if self.skimmer.gave_up() || !whole {
             self.capture.roll_back();
         }
         self.capture.commit(&self.format);
