@@ -37,10 +37,10 @@ impl Trouble {
 /// The form of an answer's body.
 #[derive(Debug)]
 enum Form {
-    /// Not known yet: the first bytes will tell, unless the type says that it is text.
+    /// Not known yet: the first bytes will tell, whatever the type says.
     Unknown {
         head: SmallVec<[u8; 16]>,
-        else_text: bool,
+        typed: Typed,
     },
     Json,
     Events(EventStream),
@@ -48,6 +48,15 @@ enum Form {
     Text,
     /// Nothing that we can read.
     Opaque,
+}
+
+/// What the type says of a body whose first bytes are not here yet, or show nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Typed {
+    Json,
+    Events,
+    Text,
+    Nothing,
 }
 
 /// An answer as it is read.
@@ -105,7 +114,7 @@ impl Answer {
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        matches!(self.form, Form::Events(_) | Form::Lines(_))
+        matches!(self.form, Form::Events(_) | Form::Lines(_) | Form::Unknown { typed: Typed::Events, .. })
     }
 
     pub(super) fn reported(&self) -> bool {
@@ -119,10 +128,10 @@ impl Answer {
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
             Form::Text => self.reader.capture.plain_text(bytes),
             Form::Opaque => {}
-            Form::Unknown { head, else_text } => {
+            Form::Unknown { head, typed } => {
                 let before = head.len();
                 head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
-                let Some(form) = recognise(head, *else_text, self.event_limit) else { return };
+                let Some(form) = recognise(head, *typed, self.event_limit) else { return };
                 let head = std::mem::take(head);
                 self.form = form;
                 self.feed(&head[..before]);
@@ -133,8 +142,10 @@ impl Answer {
 
     /// The body ended, or broke off.
     pub(super) fn finish(mut self) -> (Learnt, Option<Trouble>, bool) {
-        if let Form::Unknown { head, else_text: true } = &self.form {
-            self.reader.capture.plain_text(head);
+        if let Form::Unknown { head, typed } = &mut self.form {
+            let (head, typed) = (std::mem::take(head), *typed);
+            self.form = typed.form(self.event_limit);
+            self.feed(&head);
         }
         let streamed = self.is_stream();
         let reader = &mut self.reader;
@@ -170,41 +181,52 @@ impl io::Write for Answer {
 /// How many first bytes are enough to tell.
 const HEAD: usize = 16;
 
+impl Typed {
+    fn form(self, event_limit: usize) -> Form {
+        match self {
+            Typed::Json => Form::Json,
+            Typed::Events => Form::Events(EventStream::new(event_limit)),
+            Typed::Text => Form::Text,
+            Typed::Nothing => Form::Opaque,
+        }
+    }
+}
+
 fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
-    let Some(content_type) = content_type else {
-        return Form::Unknown { head: SmallVec::new(), else_text: false };
-    };
+    let unknown = |typed| Form::Unknown { head: SmallVec::new(), typed };
+    let Some(content_type) = content_type else { return unknown(Typed::Nothing) };
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let is = |name: &str| essence.eq_ignore_ascii_case(name.as_bytes());
-    let unknown = |else_text| Form::Unknown { head: SmallVec::new(), else_text };
     if is("application/json") {
-        return Form::Json;
+        return unknown(Typed::Json);
     } else if is("text/event-stream") {
-        return Form::Events(EventStream::new(event_limit));
+        return unknown(Typed::Events);
     } else if is("text/plain") || is("text/markdown") {
-        return unknown(true);
+        return unknown(Typed::Text);
     } else if is("") || is("application/octet-stream") {
-        return unknown(false);
+        return unknown(Typed::Nothing);
     }
     let essence = essence.to_ascii_lowercase();
     let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
     if ["ndjson", "jsonl", "stream+json", "json-stream", "json-seq"].into_iter().any(has) {
         Form::Lines(Lines::new(event_limit, false))
     } else if has("json") {
-        Form::Json
+        unknown(Typed::Json)
     } else {
         Form::Opaque
     }
 }
 
 /// The form that a body's first bytes show. `None` while more of them are needed.
-fn recognise(head: &[u8], else_text: bool, event_limit: usize) -> Option<Form> {
+fn recognise(head: &[u8], typed: Typed, event_limit: usize) -> Option<Form> {
     const BOM: &[u8] = b"\xef\xbb\xbf";
     if BOM.starts_with(head) {
         return None;
     }
     let start = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
-    for field in [&b"data:"[..], b"event:"] {
+    let fields = [&b"data:"[..], b"event:", b":", b"id:", b"retry:"];
+    // A text may well begin with a colon, but hardly with the name of a field and one.
+    for field in &fields[..if typed == Typed::Text { 2 } else { fields.len() }] {
         if start.starts_with(field) {
             return Some(Form::Events(EventStream::new(event_limit)));
         }
@@ -212,17 +234,17 @@ fn recognise(head: &[u8], else_text: bool, event_limit: usize) -> Option<Form> {
             return None;
         }
     }
-    // `0:"text"`: the AI SDK's data stream.
     match start {
+        // No line of an event stream begins like this.
         [b'{', b'"', ..] | [b'[', b'{' | b'"', ..] => Some(Form::Json),
-        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if !else_text => Some(Form::Json),
+        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if typed != Typed::Text => Some(Form::Json),
         [b'{', next, ..] if next.is_ascii_whitespace() => Some(Form::Json),
+        // `0:"text"`: the AI SDK's data stream.
         [code, b':', b'"' | b'{' | b'[', ..] if code.is_ascii_alphanumeric() => {
             Some(Form::Lines(Lines::new(event_limit, true)))
         }
         [] | [_] | [_, b':'] if head.len() < HEAD => None,
-        _ if else_text => Some(Form::Text),
-        _ => Some(Form::Opaque),
+        _ => Some(typed.form(event_limit)),
     }
 }
 

@@ -134,6 +134,7 @@ fn check(case: &Case, reading: &Reading, how: &str) {
             "messages" => serde_json::json!(reading.messages),
             "error_event" => serde_json::json!(reading.error_event),
             "billed_input" => serde_json::json!(reading.billed.and_then(|billed| billed.input)),
+            "streamed" => serde_json::json!(reading.streamed),
             "cache_write_input_tokens" => serde_json::json!(usage.cache_write_input),
             // The gateway's own tests look at it.
             "cost_usd" => expected.clone(),

@@ -81,7 +81,7 @@ fn every_built_in_format_is_there_by_its_name() {
     {
         assert!(formats.format(name).is_some(), "{name}");
     }
-    assert_eq!(formats.names().count(), 15);
+    assert_eq!(formats.names().count(), 20);
     assert!(formats.format("none").is_none());
 }
 
