@@ -13,4 +13,5 @@ mod nginx;
 mod outages;
 mod postgres;
 mod recording;
+mod sdk;
 mod sql;
