@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::capture::{Capture, Learnt, Ruled};
 use super::events::{Documents, EventStream, Lines};
 use super::format::Format;
+use super::frames::{Frames, Unwrapper, WRAPPED};
 use super::skim::Skimmer;
 
 /// What went wrong in reading, the worst first.
@@ -45,6 +46,7 @@ enum Form {
     Json,
     Events(EventStream),
     Lines(Lines),
+    Frames(Box<Frames>),
     Text,
     /// Nothing that we can read.
     Opaque,
@@ -75,16 +77,19 @@ struct Reader {
     capture: Capture,
     trouble: Option<Trouble>,
     line: LineKind,
+    unwrapper: Unwrapper,
     /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
     over: bool,
 }
 
-/// What a line of the AI SDK's data stream holds.
+/// What a line of the AI SDK's data stream, or a binary message, holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineKind {
     Document,
     /// A string that is text.
     Text,
+    /// A document within another, in base64.
+    Wrapped,
     Error,
 }
 
@@ -107,6 +112,7 @@ impl Answer {
             capture,
             trouble: None,
             line: LineKind::Document,
+            unwrapper: Unwrapper::default(),
             over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
@@ -114,7 +120,11 @@ impl Answer {
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        matches!(self.form, Form::Events(_) | Form::Lines(_) | Form::Unknown { typed: Typed::Events, .. })
+        match self.form {
+            Form::Events(_) | Form::Lines(_) | Form::Frames(_) => true,
+            Form::Unknown { typed, .. } => typed == Typed::Events,
+            Form::Json | Form::Text | Form::Opaque => false,
+        }
     }
 
     pub(super) fn reported(&self) -> bool {
@@ -126,6 +136,7 @@ impl Answer {
             Form::Json => self.reader.texts(bytes),
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
+            Form::Frames(frames) => frames.feed(bytes, &mut self.reader),
             Form::Text => self.reader.capture.plain_text(bytes),
             Form::Opaque => {}
             Form::Unknown { head, typed } => {
@@ -159,6 +170,12 @@ impl Answer {
             }
             Form::Events(events) => events.end(reader),
             Form::Lines(lines) => lines.end(reader),
+            Form::Frames(frames) => {
+                if frames.broken() {
+                    reader.note(Trouble::Malformed);
+                }
+                frames.end(reader);
+            }
             Form::Unknown { .. } | Form::Text | Form::Opaque => {}
         }
         let learnt = self.reader.capture.finish();
@@ -203,6 +220,8 @@ fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
         return unknown(Typed::Events);
     } else if is("text/plain") || is("text/markdown") {
         return unknown(Typed::Text);
+    } else if is("application/vnd.amazon.eventstream") {
+        return Form::Frames(Box::new(Frames::new(event_limit)));
     } else if is("") || is("application/octet-stream") {
         return unknown(Typed::Nothing);
     }
@@ -253,6 +272,16 @@ impl Reader {
         self.trouble = Some(self.trouble.map_or(trouble, |known| known.min(trouble)));
     }
 
+    /// Bytes of the document at hand.
+    #[inline]
+    fn document(&mut self, bytes: &[u8]) {
+        let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+        let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
+        if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
+            self.skimmer.give_up();
+        }
+    }
+
     /// The bytes of JSON texts, one after the other.
     fn texts(&mut self, mut bytes: &[u8]) {
         loop {
@@ -274,17 +303,15 @@ impl Documents for Reader {
     #[inline]
     fn data(&mut self, bytes: &[u8]) {
         match self.line {
-            LineKind::Document => {
-                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
-                let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
-                if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
-                    self.skimmer.give_up();
-                }
-            }
+            LineKind::Document => self.document(bytes),
             LineKind::Text => {
                 let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
                 self.skimmer.feed(bytes, &self.format.string, &mut ruled);
             }
+            LineKind::Wrapped => match self.unwrapper.feed(bytes, &self.format.wrapped) {
+                Some(plain) => self.document(&plain),
+                None => self.skimmer.give_up(),
+            },
             LineKind::Error => {}
         }
     }
@@ -302,6 +329,9 @@ impl Documents for Reader {
         }
         self.capture.commit(&self.format);
         self.skimmer.reset();
+        if self.line == LineKind::Wrapped {
+            self.unwrapper.reset();
+        }
         self.line = LineKind::Document;
     }
 
@@ -314,6 +344,7 @@ impl Documents for Reader {
         self.line = match code {
             b"0" | b"g" => LineKind::Text,
             b"3" => LineKind::Error,
+            WRAPPED => LineKind::Wrapped,
             _ => LineKind::Document,
         };
     }

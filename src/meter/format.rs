@@ -167,6 +167,8 @@ pub struct Format {
     pub(super) answer: Wanted<Action>,
     /// A text that is nothing but one string.
     pub(super) string: Wanted<Action>,
+    /// A document in base64 within another.
+    pub(super) wrapped: Wanted<Action>,
     pub(super) request: Tree<Ask>,
     /// Everything that is not JSON is text.
     pub(super) plain: bool,
@@ -290,6 +292,10 @@ impl Format {
             shapes: reporting.iter().map(|part| part.shape()).collect(),
             answer: Wanted::new(Tree::new(&answer).map_err(tree)?, wants),
             string: Wanted::new(Tree::new(&[(Vec::new(), Action::Text)]).map_err(tree)?, wants),
+            wrapped: Wanted::new(
+                Tree::new(&[(vec!["bytes".to_owned()], Action::Text)]).map_err(tree)?,
+                wants,
+            ),
             request: Tree::new(&request).map_err(tree)?,
             plain: parts.is_empty(),
         })

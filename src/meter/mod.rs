@@ -6,7 +6,7 @@
 //! 4. A document (a whole answer, an event, a line) counts as a whole or not at all.
 //!
 //! The way of a chunk: the body's coding is undone on the side (`decoding`), the form of the answer cuts it into
-//! documents (`answer`, `events`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
+//! documents (`answer`, `events`, `frames`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
 //! and what is found is committed when the document ends (`capture`). At the end the provider's own counts become
 //! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`, `formats`).
 //!
@@ -20,7 +20,9 @@ mod decoding;
 mod events;
 mod format;
 mod formats;
+mod frames;
 mod inspect;
+mod passing;
 mod pointer;
 mod skim;
 mod text;
@@ -97,7 +99,7 @@ pub struct Reading {
     /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
     /// `bad_usage`, `malformed`; the gravest, where there are several.
     pub flag: Option<&'static str>,
-    /// Whether the answer was an event stream, NDJSON or an AI SDK data stream.
+    /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
     pub streamed: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
