@@ -34,9 +34,9 @@ impl Passing {
         if self.within == Within::String {
             at = self.string(bytes, at);
         }
-        while self.within == Within::Brackets
-            && let Some(&byte) = bytes.get(at)
-        {
+        while self.within == Within::Brackets && at < bytes.len() {
+            at += dull_run(&bytes[at..]);
+            let Some(&byte) = bytes.get(at) else { break };
             at += 1;
             match byte {
                 b'"' => {
@@ -75,13 +75,38 @@ impl Passing {
     }
 }
 
+/// How many bytes at the start are certainly neither quotes nor brackets, a word at a time: an embedding is a
+/// megabyte of numbers.
+#[inline]
+fn dull_run(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(word) = bytes[at..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
+        // `[` and `]` differ from `{` and `}` in this bit alone.
+        let lower = word | (ONES * 0x20);
+        let ends = has_zero(word ^ (ONES * 0x22))
+            | has_zero(lower ^ (ONES * 0x7b))
+            | has_zero(lower ^ (ONES * 0x7d));
+        if ends != 0 {
+            return at + (ends.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    at
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+
+/// A high bit for each byte that is zero. The lowest one is exact: a borrow can only spoil bytes above a real match.
+#[inline(always)]
+fn has_zero(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & (ONES << 7)
+}
+
 /// The bytes before the next quote or backslash, or all. Most strings of an answer are short, so the first ones
 /// are searched a word at a time, and only what is longer pays for the call.
 #[inline(always)]
 pub(super) fn plain_run(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = ONES << 7;
-    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
     let mut at = 0;
     while at < 32 {
         let Some(word) = bytes[at..].first_chunk::<8>() else {
@@ -90,7 +115,6 @@ pub(super) fn plain_run(bytes: &[u8]) -> usize {
             return at + end.unwrap_or(rest.len());
         };
         let word = u64::from_le_bytes(*word);
-        // The lowest set bit is exact: a borrow can only spoil bytes above a real match.
         let ends = has_zero(word ^ (ONES * 0x22)) | has_zero(word ^ (ONES * 0x5c));
         if ends != 0 {
             return at + (ends.trailing_zeros() / 8) as usize;

@@ -70,7 +70,17 @@ pub(super) fn dify() -> FormatConfig {
 /// (`usage_metadata`, and the provider's own in `response_metadata`) and count once. The chunks of a stream add up, as
 /// LangChain itself adds them.
 pub(super) fn langchain() -> FormatConfig {
-    let places = ["/kwargs", "", "/output", "/message/kwargs", "/output/kwargs", "/data/output", "/0"];
+    let places = [
+        "/kwargs",
+        "",
+        "/output",
+        "/message/kwargs",
+        "/output/kwargs",
+        "/data/output",
+        "/data/output/kwargs",
+        "/0",
+        "/0/kwargs",
+    ];
     let under = |names: &[&str]| names_first(&places, names);
     FormatConfig {
         input: under(&["usage_metadata/input_tokens", "response_metadata/token_usage/prompt_tokens"]),
@@ -88,7 +98,9 @@ pub(super) fn langchain() -> FormatConfig {
             "/output/content",
             "/message/kwargs/content",
             "/data/chunk/content",
+            "/data/chunk/kwargs/content",
             "/0/content",
+            "/0/kwargs/content",
         ]),
         ..FormatConfig::default()
     }
