@@ -65,6 +65,8 @@ enum Typed {
 #[derive(Debug)]
 pub(super) struct Answer {
     form: Form,
+    /// Whether its type alone says that it is a stream.
+    typed_stream: bool,
     reader: Reader,
     event_limit: usize,
 }
@@ -116,7 +118,14 @@ impl Answer {
             over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
-        Self { form, reader, event_limit }
+        let mut answer = Self { form, typed_stream: false, reader, event_limit };
+        answer.typed_stream = answer.is_stream();
+        answer
+    }
+
+    /// Whether its type says that it is a stream; its bytes may say otherwise.
+    pub(super) fn is_typed_stream(&self) -> bool {
+        self.typed_stream
     }
 
     pub(super) fn is_stream(&self) -> bool {

@@ -139,10 +139,12 @@ impl Meter {
     pub fn finish(self) -> Reading {
         let (answer, encoding_trouble) = self.body.finish();
         let Some(answer) = answer else { return Reading::default() };
+        let typed_stream = answer.is_typed_stream();
         let (learnt, trouble, streamed) = answer.finish();
         if let Some(trouble) = encoding_trouble {
-            // Of a body that could not be read to its end the last count may be missing: none is better.
-            return Reading { flag: Some(trouble.as_str()), streamed, ..Reading::default() };
+            // Of a body that could not be read to its end the last count may be missing: none is better. How far it
+            // was read depends on how it came, so that only its type tells what it was.
+            return Reading { flag: Some(trouble.as_str()), streamed: typed_stream, ..Reading::default() };
         }
         if self.error_status {
             return Reading { error_event: learnt.any_error, streamed, ..Reading::default() };

@@ -311,7 +311,8 @@ impl Skimmer {
     #[inline]
     fn key<A: Clone, S: Sink>(&mut self, bytes: &[u8], at: usize, wanted: &Wanted<A>, sink: &mut S) -> usize {
         let end = at + plain_run(&bytes[at..]);
-        if bytes.get(end) == Some(&b'"') {
+        // One that is too long for anybody goes the long way, as it does in pieces.
+        if bytes.get(end) == Some(&b'"') && end - at <= MAX_KEY {
             self.found_key(&bytes[at..end], wanted, sink);
             if bytes.get(end + 1) != Some(&b':') {
                 return end + 1;

@@ -353,3 +353,25 @@ fn fault_48_an_error_event_under_a_200_is_seen_with_the_tokens_so_far() {
         !read(SSE, "data: {\"error\": null, \"token\": \"x\"}\n\ndata: {\"error\": \"\"}\n\n").error_event
     );
 }
+
+#[test]
+fn a_key_too_long_for_anybody_is_passed_over_however_it_comes() {
+    // Found by fuzzing: what stands below such a key was looked into when the key came in one piece.
+    let body = format!(r#"{{"{}": {{ not JSON }}, "totalTokens": 5}}"#, "k".repeat(300));
+    let whole = read(JSON, &body);
+    assert_eq!((whole.usage.total(), whole.flag), (Some(5), None));
+    assert_eq!(read_pieces(&pieces(body.as_bytes(), &[1]), 200, JSON, None), whole);
+}
+
+#[test]
+fn a_body_whose_encoding_breaks_is_a_stream_if_its_type_says_so() {
+    // Found by fuzzing: how much is decoded before the fault depends on the chunks.
+    for (content_type, streamed) in [(JSON, false), (SSE, true)] {
+        let mut encoded = encode(b"data: {\"token\": \"Hello\"}\n\n", "gzip");
+        // A kind of block that there is not (RFC 1951, 3.2.3), after the header of ten bytes.
+        encoded[10] |= 0b110;
+        let whole = read_pieces(&[&encoded], 200, content_type, Some("gzip"));
+        assert_eq!((whole.flag, whole.streamed), (Some("corrupt_encoding"), streamed));
+        assert_eq!(read_pieces(&pieces(&encoded, &[1]), 200, content_type, Some("gzip")), whole);
+    }
+}
