@@ -208,6 +208,16 @@ impl Decoder {
             }
             chunk = &chunk[taken..];
         }
+        if let Decoder::Brotli(decoder) = self {
+            // It takes all the input and holds back output beyond its buffer: an answer that breaks off would lose it.
+            loop {
+                let before = decoder.get_ref().decoded;
+                decoder.write(&[])?;
+                if decoder.get_ref().decoded == before {
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 

@@ -375,3 +375,20 @@ fn a_body_whose_encoding_breaks_is_a_stream_if_its_type_says_so() {
         assert_eq!(read_pieces(&pieces(&encoded, &[1]), 200, content_type, Some("gzip")), whole);
     }
 }
+
+#[test]
+fn an_encoded_answer_of_any_size_in_one_chunk_is_read_to_its_end() {
+    let words: String = (0..20_000u32).map(|n| format!("{} ", n.wrapping_mul(2_654_435_761))).collect();
+    let body = format!(r#"{{"x": "{words}", "reply": "yes", "usage": {{"total_tokens": 5}}}}"#);
+    for coding in ["gzip", "deflate", "br", "zstd"] {
+        let encoded = encode(body.as_bytes(), coding);
+        for lengths in [&[usize::MAX][..], &[16_384], &[1]] {
+            let reading = read_pieces(&pieces(&encoded, lengths), 200, JSON, Some(coding));
+            assert_eq!((reading.usage.total(), reading.flag), (Some(5), None), "{coding} in {lengths:?}");
+            // Of one that broke off, what came of it counts however it came.
+            let cut = &encoded[..encoded.len() - 3];
+            let whole = read_pieces(&[cut], 200, JSON, Some(coding));
+            assert_eq!(read_pieces(&pieces(cut, lengths), 200, JSON, Some(coding)), whole, "{coding} cut");
+        }
+    }
+}
