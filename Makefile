@@ -14,8 +14,8 @@ demo: ## Shows everything working on this machine; ONCE=1 prints what was metere
 	cargo build --release --locked --bin tollgate
 	@cargo run --release --locked --quiet --bin tollgate -- demo $(if $(ONCE),--once)
 
-test: ## Runs every test, against a real Postgres and a real nginx
-	@scripts/setup --with-nginx
+test: ## Runs every test, against a real Postgres, a real nginx and real SDK clients
+	@scripts/setup --with-nginx --with-sdk
 	scripts/test
 
 lint: ## Formatting, clippy, documentation, licences: as CI does
@@ -23,6 +23,9 @@ lint: ## Formatting, clippy, documentation, licences: as CI does
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	@# The fuzz targets, with the gateway's own versions; linking them takes a nightly compiler and C++.
+	cp Cargo.lock fuzz/Cargo.lock
+	CUSTOM_LIBFUZZER_PATH=libunlinked.a cargo check --manifest-path fuzz/Cargo.toml --target-dir target --bins
 	cargo deny --locked check licenses bans sources
 
 bench: ## Every benchmark: micro, and the load run

@@ -2,10 +2,11 @@
 //!
 //! The aims: under 300 ns for a chunk of an OpenAI stream that holds no usage, and 1 GB/s over such chunks; a 1 KB
 //! answer under 1 µs; a 1 MB answer under 1 ms; and the chat service's `partial`, which repeats the whole text in every
-//! event, linear in its bytes.
+//! event, linear in its bytes. For every format there is one event of a stream without usage, and one whole answer.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
+use std::io::Write;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -60,6 +61,129 @@ fn streams(c: &mut Criterion) {
             meter.finish()
         });
     });
+    group.finish();
+}
+
+/// An event of each format's stream that holds no usage, as it comes over and over, and what types it.
+fn formats(c: &mut Criterion) {
+    const LINES: &[u8] = b"application/x-ndjson";
+    const CODED: &[u8] = b"text/plain; charset=utf-8";
+    let events: [(&str, &[u8], String); 11] = [
+        ("openai-chat", b"text/event-stream", openai_chunk(" hello")),
+        ("openai-responses", b"text/event-stream", sse(
+            "event: response.output_text.delta\n",
+            r#"{"type":"response.output_text.delta","sequence_number":7,"item_id":"msg_68","output_index":0,"content_index":0,"delta":" hello","logprobs":[],"obfuscation":"XnM3aBcD"}"#,
+        )),
+        ("anthropic", b"text/event-stream", sse(
+            "event: content_block_delta\n",
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" hello"}}"#,
+        )),
+        ("gemini", b"text/event-stream", sse(
+            "",
+            r#"{"candidates":[{"content":{"parts":[{"text":" hello"}],"role":"model"},"index":0}],"modelVersion":"gemini-2.5-flash","responseId":"x1"}"#,
+        )),
+        ("cohere", b"text/event-stream", sse(
+            "event: content-delta\n",
+            r#"{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":" hello"}}}}"#,
+        )),
+        ("ollama", LINES, concat!(
+            r#"{"model":"llama3.2","created_at":"2026-11-24T08:00:00.000000Z","message":{"role":"assistant","content":" hello"},"done":false}"#,
+            "\n"
+        ).to_owned()),
+        ("vercel-ai", b"text/event-stream", sse("", r#"{"type":"text-delta","id":"t1","delta":" hello"}"#)),
+        ("vercel-ai, data stream", CODED, "0:\" hello\"\n".to_owned()),
+        ("dify", b"text/event-stream", sse(
+            "",
+            r#"{"event":"message","conversation_id":"45701982","message_id":"5ad4cb98","created_at":1679586595,"task_id":"900bbd43","id":"5ad4cb98","answer":" hello","from_variable_selector":null}"#,
+        )),
+        ("langchain", b"text/event-stream", sse(
+            "event: data\n",
+            r#"{"content":" hello","additional_kwargs":{},"response_metadata":{},"type":"AIMessageChunk","name":null,"id":"run-1"}"#,
+        )),
+        ("text-generation-inference", b"text/event-stream", sse(
+            "",
+            r#"{"index":1,"token":{"id":2,"text":" hello","logprob":-0.1,"special":false},"generated_text":null,"details":null}"#,
+        )),
+    ];
+    let config = Config::default();
+    let auto = format("auto");
+    let mut group = c.benchmark_group("event without usage, auto");
+    for (name, content_type, event) in &events {
+        group.throughput(Throughput::Bytes(event.len() as u64));
+        let mut meter = Meter::new(&auto, &config, 200, Some(content_type), None);
+        group.bench_function(*name, |b| b.iter(|| meter.observe(black_box(event.as_bytes()))));
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("sample, auto");
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/formats");
+    for (name, content_type) in [
+        ("openai_chat.json", "application/json"),
+        ("openai_chat_stream_crlf.sse", "text/event-stream"),
+        ("openai_responses_stream.sse", "text/event-stream"),
+        ("anthropic_stream.sse", "text/event-stream"),
+        ("gemini.json", "application/json"),
+        ("gemini_stream.sse", "text/event-stream"),
+        ("groq_stream.sse", "text/event-stream"),
+        ("mistral_stream.sse", "text/event-stream"),
+        ("cohere_v2_stream.sse", "text/event-stream"),
+        ("bedrock_converse.json", "application/json"),
+        ("bedrock_converse_stream.bin", "application/vnd.amazon.eventstream"),
+        ("bedrock_invoke_stream_anthropic.bin", "application/vnd.amazon.eventstream"),
+        ("ollama_generate.ndjson", "application/x-ndjson"),
+        ("aisdk_v4_data_stream.txt", "text/plain"),
+        ("aisdk_v6_ui_stream.sse", "text/event-stream"),
+        ("dify_stream.sse", "text/event-stream"),
+        ("langchain_dumps.json", "application/json"),
+    ] {
+        let body = std::fs::read(format!("{directory}/{name}")).expect("a sample");
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let mut meter = Meter::new(&auto, &config, 200, Some(content_type.as_bytes()), None);
+                meter.observe(black_box(&body));
+                meter.finish()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn sse(name: &str, data: &str) -> String {
+    format!("{name}data: {data}\n\n")
+}
+
+/// The same stream in each coding, in the chunks of a network.
+fn codings(c: &mut Criterion) {
+    let config = Config::default();
+    let auto = format("auto");
+    let words = ["It ", "is ", "a ", "truth ", "universally ", "acknowledged, "];
+    let body: String = words.iter().cycle().take(600).map(|word| openai_chunk(word)).collect();
+    let encoded: [(&str, Vec<u8>); 4] = [
+        ("identity", body.clone().into_bytes()),
+        ("gzip", {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(body.as_bytes()).expect("memory");
+            encoder.finish().expect("memory")
+        }),
+        ("br", {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+            encoder.write_all(body.as_bytes()).expect("memory");
+            encoder.into_inner()
+        }),
+        ("zstd", zstd::encode_all(body.as_bytes(), 3).expect("memory")),
+    ];
+    let mut group = c.benchmark_group("openai stream of 600 events");
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    for (coding, encoded) in &encoded {
+        group.bench_function(*coding, |b| {
+            b.iter(|| {
+                let mut meter = Meter::new(&auto, &config, 200, SSE, Some(coding.as_bytes()));
+                encoded.chunks(1400).for_each(|chunk| meter.observe(black_box(chunk)));
+                meter.finish()
+            });
+        });
+    }
     group.finish();
 }
 
@@ -138,5 +262,5 @@ fn counting(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, streams, answers, requests, counting);
+criterion_group!(benches, streams, formats, codings, answers, requests, counting);
 criterion_main!(benches);

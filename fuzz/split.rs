@@ -24,8 +24,13 @@ fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>, content_type: &str, encoding
 pub fn check(data: &[u8], content_type: &str, encoding: Option<&str>) {
     let Some((length, body)) = data.split_first() else { return };
     let whole = read(std::iter::once(body), content_type, encoding);
-    assert_eq!(read(body.chunks(1), content_type, encoding), whole);
-    assert_eq!(read(body.chunks(usize::from(*length).max(2)), content_type, encoding), whole);
+    for length in [1, usize::from(*length).max(2)] {
+        let split = read(body.chunks(length), content_type, encoding);
+        // Where a bomb is noticed depends on how much of it had come.
+        if whole.flag != Some("bomb") && split.flag != Some("bomb") {
+            assert_eq!(split, whole);
+        }
+    }
     let usage = whole.usage;
     if let Some(input) = usage.input {
         assert!(usage.cached_input.unwrap_or(0) + usage.cache_write_input.unwrap_or(0) <= input);

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::capture::{Capture, Learnt, Ruled, Running};
 use super::events::{Documents, EventStream, Lines, StreamKind};
 use super::format::Format;
+use super::frames::{Frames, Unwrapper, WRAPPED};
 use super::glean::{Gleaner, Pointers};
 use super::skim::Skimmer;
 
@@ -38,23 +39,35 @@ impl Trouble {
 /// The form of an answer's body.
 #[derive(Debug)]
 enum Form {
-    /// Not known yet: the first bytes will tell, unless the type says that it is text.
+    /// Not known yet: the first bytes will tell, whatever the type says.
     Unknown {
         head: SmallVec<[u8; 16]>,
-        else_text: bool,
+        typed: Typed,
     },
     Json,
     Events(EventStream),
     Lines(Lines),
+    Frames(Box<Frames>),
     Text,
     /// Nothing that we can read.
     Opaque,
+}
+
+/// What the type says of a body whose first bytes are not here yet, or show nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Typed {
+    Json,
+    Events,
+    Text,
+    Nothing,
 }
 
 /// An answer as it is read.
 #[derive(Debug)]
 pub(super) struct Answer {
     form: Form,
+    /// Whether its type alone says that it is a stream.
+    typed_stream: bool,
     reader: Reader,
     event_limit: usize,
     gleaner: Option<Box<Gleaner>>,
@@ -68,14 +81,19 @@ struct Reader {
     capture: Capture,
     trouble: Option<Trouble>,
     line: LineKind,
+    unwrapper: Unwrapper,
+    /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
+    over: bool,
 }
 
-/// What a line of the AI SDK's data stream holds.
+/// What a line of the AI SDK's data stream, or a binary message, holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineKind {
     Document,
     /// A string that is text.
     Text,
+    /// A document within another, in base64.
+    Wrapped,
     Error,
 }
 
@@ -98,9 +116,18 @@ impl Answer {
             capture,
             trouble: None,
             line: LineKind::Document,
+            unwrapper: Unwrapper::default(),
+            over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
-        Self { form, reader, event_limit, gleaner: None }
+        let mut answer = Self { form, typed_stream: false, reader, event_limit, gleaner: None };
+        answer.typed_stream = answer.is_stream();
+        answer
+    }
+
+    /// Whether its type says that it is a stream; its bytes may say otherwise.
+    pub(super) fn is_typed_stream(&self) -> bool {
+        self.typed_stream
     }
 
     pub(super) fn glean(&mut self, pointers: &Arc<Pointers>) {
@@ -113,7 +140,11 @@ impl Answer {
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        matches!(self.form, Form::Events(_) | Form::Lines(_))
+        match self.form {
+            Form::Events(_) | Form::Lines(_) | Form::Frames(_) => true,
+            Form::Unknown { typed, .. } => typed == Typed::Events,
+            Form::Json | Form::Text | Form::Opaque => false,
+        }
     }
 
     pub(super) fn stream_kind(&self) -> Option<StreamKind> {
@@ -142,12 +173,13 @@ impl Answer {
             }
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
+            Form::Frames(frames) => frames.feed(bytes, &mut self.reader),
             Form::Text => self.reader.capture.plain_text(bytes),
             Form::Opaque => {}
-            Form::Unknown { head, else_text } => {
+            Form::Unknown { head, typed } => {
                 let before = head.len();
                 head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
-                let Some(form) = recognise(head, *else_text, self.event_limit) else { return };
+                let Some(form) = recognise(head, *typed, self.event_limit) else { return };
                 let head = std::mem::take(head);
                 self.form = form;
                 self.feed(&head[..before]);
@@ -158,11 +190,14 @@ impl Answer {
 
     /// The body ended, or broke off.
     pub(super) fn finish(mut self) -> (Learnt, Option<Trouble>, bool) {
-        if let Form::Unknown { head, else_text: true } = &self.form {
-            self.reader.capture.plain_text(head);
+        if let Form::Unknown { head, typed } = &mut self.form {
+            let (head, typed) = (std::mem::take(head), *typed);
+            self.form = typed.form(self.event_limit);
+            self.feed(&head);
         }
         let streamed = self.is_stream();
         let reader = &mut self.reader;
+        reader.over = true;
         match &mut self.form {
             Form::Json => {
                 if reader.skimmer.gave_up() {
@@ -172,6 +207,12 @@ impl Answer {
             }
             Form::Events(events) => events.end(reader),
             Form::Lines(lines) => lines.end(reader),
+            Form::Frames(frames) => {
+                if frames.broken() {
+                    reader.note(Trouble::Malformed);
+                }
+                frames.end(reader);
+            }
             Form::Unknown { .. } | Form::Text | Form::Opaque => {}
         }
         let learnt = self.reader.capture.finish();
@@ -194,41 +235,54 @@ impl io::Write for Answer {
 /// How many first bytes are enough to tell.
 const HEAD: usize = 16;
 
+impl Typed {
+    fn form(self, event_limit: usize) -> Form {
+        match self {
+            Typed::Json => Form::Json,
+            Typed::Events => Form::Events(EventStream::new(event_limit)),
+            Typed::Text => Form::Text,
+            Typed::Nothing => Form::Opaque,
+        }
+    }
+}
+
 fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
-    let Some(content_type) = content_type else {
-        return Form::Unknown { head: SmallVec::new(), else_text: false };
-    };
+    let unknown = |typed| Form::Unknown { head: SmallVec::new(), typed };
+    let Some(content_type) = content_type else { return unknown(Typed::Nothing) };
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let is = |name: &str| essence.eq_ignore_ascii_case(name.as_bytes());
-    let unknown = |else_text| Form::Unknown { head: SmallVec::new(), else_text };
     if is("application/json") {
-        return Form::Json;
+        return unknown(Typed::Json);
     } else if is("text/event-stream") {
-        return Form::Events(EventStream::new(event_limit));
+        return unknown(Typed::Events);
     } else if is("text/plain") || is("text/markdown") {
-        return unknown(true);
+        return unknown(Typed::Text);
+    } else if is("application/vnd.amazon.eventstream") {
+        return Form::Frames(Box::new(Frames::new(event_limit)));
     } else if is("") || is("application/octet-stream") {
-        return unknown(false);
+        return unknown(Typed::Nothing);
     }
     let essence = essence.to_ascii_lowercase();
     let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
     if ["ndjson", "jsonl", "stream+json", "json-stream", "json-seq"].into_iter().any(has) {
         Form::Lines(Lines::new(event_limit, false))
     } else if has("json") {
-        Form::Json
+        unknown(Typed::Json)
     } else {
         Form::Opaque
     }
 }
 
 /// The form that a body's first bytes show. `None` while more of them are needed.
-fn recognise(head: &[u8], else_text: bool, event_limit: usize) -> Option<Form> {
+fn recognise(head: &[u8], typed: Typed, event_limit: usize) -> Option<Form> {
     const BOM: &[u8] = b"\xef\xbb\xbf";
     if BOM.starts_with(head) {
         return None;
     }
     let start = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
-    for field in [&b"data:"[..], b"event:"] {
+    let fields = [&b"data:"[..], b"event:", b":", b"id:", b"retry:"];
+    // A text may well begin with a colon, but hardly with the name of a field and one.
+    for field in &fields[..if typed == Typed::Text { 2 } else { fields.len() }] {
         if start.starts_with(field) {
             return Some(Form::Events(EventStream::new(event_limit)));
         }
@@ -236,23 +290,33 @@ fn recognise(head: &[u8], else_text: bool, event_limit: usize) -> Option<Form> {
             return None;
         }
     }
-    // `0:"text"`: the AI SDK's data stream.
     match start {
+        // No line of an event stream begins like this.
         [b'{', b'"', ..] | [b'[', b'{' | b'"', ..] => Some(Form::Json),
-        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if !else_text => Some(Form::Json),
+        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if typed != Typed::Text => Some(Form::Json),
         [b'{', next, ..] if next.is_ascii_whitespace() => Some(Form::Json),
+        // `0:"text"`: the AI SDK's data stream.
         [code, b':', b'"' | b'{' | b'[', ..] if code.is_ascii_alphanumeric() => {
             Some(Form::Lines(Lines::new(event_limit, true)))
         }
         [] | [_] | [_, b':'] if head.len() < HEAD => None,
-        _ if else_text => Some(Form::Text),
-        _ => Some(Form::Opaque),
+        _ => Some(typed.form(event_limit)),
     }
 }
 
 impl Reader {
     fn note(&mut self, trouble: Trouble) {
         self.trouble = Some(self.trouble.map_or(trouble, |known| known.min(trouble)));
+    }
+
+    /// Bytes of the document at hand.
+    #[inline]
+    fn document(&mut self, bytes: &[u8]) {
+        let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+        let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
+        if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
+            self.skimmer.give_up();
+        }
     }
 
     /// The bytes of JSON texts, one after the other.
@@ -276,17 +340,15 @@ impl Documents for Reader {
     #[inline]
     fn data(&mut self, bytes: &[u8]) {
         match self.line {
-            LineKind::Document => {
-                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
-                let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
-                if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
-                    self.skimmer.give_up();
-                }
-            }
+            LineKind::Document => self.document(bytes),
             LineKind::Text => {
                 let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
                 self.skimmer.feed(bytes, &self.format.string, &mut ruled);
             }
+            LineKind::Wrapped => match self.unwrapper.feed(bytes, &self.format.wrapped) {
+                Some(plain) => self.document(&plain),
+                None => self.skimmer.give_up(),
+            },
             LineKind::Error => {}
         }
     }
@@ -298,11 +360,15 @@ impl Documents for Reader {
         }
         let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
         self.skimmer.end(&mut ruled);
-        if self.skimmer.gave_up() {
+        let whole = self.over || self.skimmer.done() || self.skimmer.untouched();
+        if self.skimmer.gave_up() || !whole {
             self.capture.roll_back();
         }
         self.capture.commit(&self.format);
         self.skimmer.reset();
+        if self.line == LineKind::Wrapped {
+            self.unwrapper.reset();
+        }
         self.line = LineKind::Document;
     }
 
@@ -315,6 +381,7 @@ impl Documents for Reader {
         self.line = match code {
             b"0" | b"g" => LineKind::Text,
             b"3" => LineKind::Error,
+            WRAPPED => LineKind::Wrapped,
             _ => LineKind::Document,
         };
     }

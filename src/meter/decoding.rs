@@ -3,7 +3,7 @@
 //! 1. Memory: a decoder's window (32 KiB for gzip and deflate, 8 MiB at most for zstd, 16 MiB for brotli, which is the
 //!    most that its format has) and one output buffer. What is decoded is read at once and kept nowhere.
 //! 2. Work: a body that grows beyond [`MAX_RATIO`] times what of it has come, once it is large enough for that to
-//!    matter, is a bomb, and is decoded no further.
+//!    matter, is a bomb, and is decoded no further. (Where it is noticed is the one thing that the chunks decide.)
 //! 3. A fault of the encoding ends the reading, never the answer.
 
 use std::borrow::Cow;
@@ -215,6 +215,14 @@ impl Decoder {
                 return Ok(());
             }
             chunk = &chunk[taken..];
+        }
+        if let Decoder::Brotli(decoder) = self {
+            // It takes all the input and holds back output beyond its buffer: an answer that breaks off would lose it.
+            let mut before = None;
+            while before != Some(decoder.get_ref().decoded) {
+                before = Some(decoder.get_ref().decoded);
+                let _none = decoder.write(&[])?;
+            }
         }
         Ok(())
     }

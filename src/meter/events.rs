@@ -14,7 +14,7 @@ pub(super) trait Documents {
     fn end(&mut self, name: &[u8]);
     /// The document is too large: forget it.
     fn oversized(&mut self);
-    /// The code that stands before the next document.
+    /// What stands before the next document and says of what kind it is.
     fn code(&mut self, code: &[u8]);
 }
 

@@ -15,6 +15,8 @@ use super::wanted::{Wanted, want};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FormatConfig {
+    /// Whether the format `auto` looks for this one too.
+    pub auto: bool,
     /// Input tokens.
     pub input: Vec<String>,
     /// Input tokens that the provider counts apart, added to the input.
@@ -63,6 +65,7 @@ pub struct FormatConfig {
 impl Default for FormatConfig {
     fn default() -> Self {
         Self {
+            auto: false,
             input: Vec::new(),
             extra_input: Vec::new(),
             cached_input: Vec::new(),
@@ -171,6 +174,8 @@ pub struct Format {
     pub(super) answer: Wanted<Action>,
     /// A text that is nothing but one string.
     pub(super) string: Wanted<Action>,
+    /// A document in base64 within another.
+    pub(super) wrapped: Wanted<Action>,
     pub(super) request: Tree<Ask>,
     /// Everything that is not JSON is text.
     pub(super) plain: bool,
@@ -314,6 +319,10 @@ impl Format {
             shapes: reporting.iter().map(|part| part.shape()).collect(),
             answer: Wanted::new(Tree::new(&answer).map_err(tree)?, wants),
             string: Wanted::new(Tree::new(&[(Vec::new(), Action::Text)]).map_err(tree)?, wants),
+            wrapped: Wanted::new(
+                Tree::new(&[(vec!["bytes".to_owned()], Action::Text)]).map_err(tree)?,
+                wants,
+            ),
             request: Tree::new(&request).map_err(tree)?,
             plain: parts.is_empty(),
             tokens: parts.is_empty() || parts.iter().any(|part| part.tells_tokens()),

@@ -6,7 +6,7 @@
 //! 4. A document (a whole answer, an event, a line) counts as a whole or not at all.
 //!
 //! The way of a chunk: the body's coding is undone on the side (`decoding`), the form of the answer cuts it into
-//! documents (`answer`, `events`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
+//! documents (`answer`, `events`, `frames`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
 //! and what is found is committed when the document ends (`capture`). At the end the provider's own counts become
 //! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`, `formats`).
 //!
@@ -20,8 +20,10 @@ mod decoding;
 mod events;
 mod format;
 mod formats;
+mod frames;
 mod glean;
 mod inspect;
+mod passing;
 mod pointer;
 mod skim;
 mod text;
@@ -106,6 +108,8 @@ pub struct Reading {
     /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
     /// `bad_usage`, `malformed`; the gravest, where there are several.
     pub flag: Option<&'static str>,
+    /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
+    pub streamed: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
 }
@@ -130,8 +134,8 @@ impl Meter {
         }
     }
 
-    /// Whether the answer is an event stream, NDJSON or an AI SDK data stream. An answer whose headers don't tell is
-    /// none until its first bytes have shown it.
+    /// Whether the answer is known to be a stream by now: see [`Reading::streamed`]. Where its headers don't tell, its
+    /// first bytes do.
     pub fn is_stream(&self) -> bool {
         self.body.answer().is_some_and(Answer::is_stream)
     }
@@ -166,13 +170,16 @@ impl Meter {
         let (answer, encoding_trouble) = self.body.finish();
         let Some(mut answer) = answer else { return Reading::default() };
         let gleaned = answer.gleaned();
+        let typed_stream = answer.is_typed_stream();
         let (learnt, trouble, streamed) = answer.finish();
         if let Some(trouble) = encoding_trouble {
-            // Of a body that could not be read to its end the last count may be missing: none is better.
-            return Reading { flag: Some(trouble.as_str()), gleaned, ..Reading::default() };
+            // Of a body that could not be read to its end the last count may be missing: none is better. How far it
+            // was read depends on how it came, so that only its type tells what it was.
+            let flag = Some(trouble.as_str());
+            return Reading { flag, gleaned, streamed: typed_stream, ..Reading::default() };
         }
         if self.error_status {
-            return Reading { error_event: learnt.any_error, gleaned, ..Reading::default() };
+            return Reading { error_event: learnt.any_error, gleaned, streamed, ..Reading::default() };
         }
         let trouble = trouble.or(learnt.resolved.bad.then_some(Trouble::BadUsage));
         Reading {
@@ -184,6 +191,7 @@ impl Meter {
             results: learnt.results,
             gleaned,
             flag: trouble.map(Trouble::as_str),
+            streamed,
             error_event: streamed && learnt.failed,
         }
     }

@@ -9,9 +9,9 @@
 //! It reads JSON, it doesn't judge it: what is plainly none is given up ([`Skimmer::gave_up`]), but inside of what
 //! nobody wants, anything goes. An answer isn't refused for it, so there is nobody to tell.
 
-use memchr::memchr2;
 use smallvec::SmallVec;
 
+use super::passing::{Passing, plain_run};
 use super::pointer::{NodeId, Tree, UNWANTED};
 use super::unescape::{Step, Unicode};
 use super::wanted::{Sink, Wanted, want};
@@ -48,8 +48,6 @@ enum State {
     PassScalar,
     /// Within what nobody wants.
     Pass,
-    PassString,
-    PassEscape,
     Done,
     GaveUp,
 }
@@ -67,8 +65,7 @@ struct Frame {
 pub(super) struct Skimmer {
     state: State,
     frames: SmallVec<[Frame; 4]>,
-    /// Open brackets within what nobody wants.
-    passing: u64,
+    passing: Passing,
     /// The node of the value that is due or at hand.
     node: NodeId,
     /// A key, short string or scalar of which not all is here yet.
@@ -82,7 +79,7 @@ impl Default for Skimmer {
         Self {
             state: State::Value,
             frames: SmallVec::new(),
-            passing: 0,
+            passing: Passing::default(),
             node: Tree::<()>::ROOT,
             partial: SmallVec::new(),
             too_long: false,
@@ -97,7 +94,6 @@ impl Skimmer {
     pub(super) fn reset(&mut self) {
         self.state = State::Value;
         self.frames.clear();
-        self.passing = 0;
         self.node = Tree::<()>::ROOT;
         self.unicode = Unicode::default();
     }
@@ -171,11 +167,12 @@ impl Skimmer {
                     self.hex(byte, into, sink);
                 }
                 State::Scalar | State::PassScalar => at = self.rest_of_scalar(bytes, at, sink),
-                State::Pass => at = self.pass(bytes, at),
-                State::PassString => at = self.pass_string(bytes, at),
-                State::PassEscape => {
-                    at += 1;
-                    self.state = State::PassString;
+                State::Pass => {
+                    let (end, passed) = self.passing.feed(bytes, at);
+                    at = end;
+                    if passed {
+                        self.ended();
+                    }
                 }
                 State::Done => return at,
                 State::GaveUp => return bytes.len(),
@@ -270,7 +267,7 @@ impl Skimmer {
                 return;
             }
         }
-        self.passing = 1;
+        self.passing = Passing::default();
         self.state = State::Pass;
     }
 
@@ -314,7 +311,8 @@ impl Skimmer {
     #[inline]
     fn key<A: Clone, S: Sink>(&mut self, bytes: &[u8], at: usize, wanted: &Wanted<A>, sink: &mut S) -> usize {
         let end = at + plain_run(&bytes[at..]);
-        if bytes.get(end) == Some(&b'"') {
+        // One that is too long for anybody goes the long way, as it does in pieces.
+        if bytes.get(end) == Some(&b'"') && end - at <= MAX_KEY {
             self.found_key(&bytes[at..end], wanted, sink);
             if bytes.get(end + 1) != Some(&b':') {
                 return end + 1;
@@ -487,72 +485,4 @@ impl Skimmer {
         }
         self.ended();
     }
-
-    fn pass(&mut self, bytes: &[u8], mut at: usize) -> usize {
-        while let Some(&byte) = bytes.get(at) {
-            at += 1;
-            match byte {
-                b'"' => {
-                    self.state = State::PassString;
-                    at = self.pass_string(bytes, at);
-                    if self.state != State::Pass {
-                        return at;
-                    }
-                }
-                b'{' | b'[' => self.passing += 1,
-                b'}' | b']' => {
-                    self.passing -= 1;
-                    if self.passing == 0 {
-                        self.ended();
-                        return at;
-                    }
-                }
-                _ => {}
-            }
-        }
-        at
-    }
-
-    fn pass_string(&mut self, bytes: &[u8], mut at: usize) -> usize {
-        loop {
-            at += plain_run(&bytes[at..]);
-            match bytes.get(at) {
-                Some(b'"') => {
-                    self.state = State::Pass;
-                    return at + 1;
-                }
-                Some(_) if at + 1 < bytes.len() => at += 2,
-                Some(_) => {
-                    self.state = State::PassEscape;
-                    return at + 1;
-                }
-                None => return at,
-            }
-        }
-    }
-}
-
-/// The bytes before the next quote or backslash, or all. Most strings of an answer are short, so the first ones
-/// are searched a word at a time, and only what is longer pays for the call.
-#[inline(always)]
-fn plain_run(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = ONES << 7;
-    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    let mut at = 0;
-    while at < 32 {
-        let Some(word) = bytes[at..].first_chunk::<8>() else {
-            let rest = &bytes[at..];
-            let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-            return at + end.unwrap_or(rest.len());
-        };
-        let word = u64::from_le_bytes(*word);
-        // The lowest set bit is exact: a borrow can only spoil bytes above a real match.
-        let ends = has_zero(word ^ (ONES * 0x22)) | has_zero(word ^ (ONES * 0x5c));
-        if ends != 0 {
-            return at + (ends.trailing_zeros() / 8) as usize;
-        }
-        at += 8;
-    }
-    at + memchr2(b'"', b'\\', &bytes[at..]).unwrap_or(bytes.len() - at)
 }

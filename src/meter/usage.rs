@@ -3,7 +3,8 @@
 //! A [`Shape`] is one provider's way to report. Whether its input count includes what a cache gave, and its output
 //! count what was spent on thinking, is the shape's; where a sum is reported too, the sum has the last word, for the
 //! same field names mean different things at different providers (xAI's `completion_tokens` leaves reasoning out,
-//! OpenAI's doesn't).
+//! OpenAI's doesn't). What a sum holds beyond both sides is output that is told nowhere else: Gemini's thoughts, where
+//! it speaks OpenAI's format. A sum below both sides is no reason to doubt them: some leave the cache out of it too.
 
 use crate::model::tokens::TokenUsage;
 
@@ -148,6 +149,10 @@ pub(super) fn resolve(shape: &Shape, counts: &Counts) -> Resolved {
     // The shape's own reading first, then its neighbours: the first that adds up, else the first that is possible.
     let mut best: Option<(Amount, Amount)> = None;
     for (flip_cache, flip_reasoning) in [(false, false), (false, true), (true, false), (true, true)] {
+        // Who says that the cache is apart is believed, whatever the sum.
+        if flip_cache && !shape.input_includes_cached {
+            continue;
+        }
         let add_cache = shape.input_includes_cached == flip_cache;
         let add_reasoning = shape.output_includes_reasoning == flip_reasoning;
         let with = |base: Amount, part: Amount, add: bool| match base {
@@ -170,7 +175,12 @@ pub(super) fn resolve(shape: &Shape, counts: &Counts) -> Resolved {
         }
         best = best.or(Some((input, output)));
     }
-    let (input, output) = best.unwrap_or((base_input, base_output));
+    let (input, mut output) = best.unwrap_or((base_input, base_output));
+    if let (Some(input), Some(known), Some(total)) = (input.known(), output.known(), total)
+        && let Some(beyond) = total.checked_sub(input).filter(|rest| *rest > known)
+    {
+        output = Amount::Known(beyond);
+    }
     bad |= input == Amount::Bad || output == Amount::Bad;
 
     let mut usage = TokenUsage {
@@ -300,6 +310,7 @@ mod tests {
             said in 0..10_000u64, thought in 0..10_000u64,
             cache_within: bool, thought_within: bool, shape in prop_oneof![Just(OPENAI), Just(ANTHROPIC)],
         ) {
+            let cache_within = cache_within && shape.input_includes_cached;
             let total = fresh + cached + written + said + thought;
             let counts = counts(&[
                 (Class::Input, if cache_within { fresh + cached + written } else { fresh }),

@@ -53,9 +53,12 @@ pub(crate) fn basis(facts: &Facts<'_>) -> Basis {
         return Basis::Free;
     }
     // One side alone (Ollama leaves out a cached prompt) is no total: the other is counted where there is text for it.
+    // Where there is none (an embedding has no output) there is nothing more to know.
     let usage = &reading.usage;
     let all_known = usage.total.is_some() || (usage.input.is_some() && usage.output.is_some());
-    if all_known || (usage.total().is_some() && !request_text && reading.text.seen_bytes == 0) {
+    let to_count =
+        (usage.input.is_none() && *request_text) || (usage.output.is_none() && reading.text.seen_bytes > 0);
+    if all_known || (usage.total().is_some() && !to_count) {
         return Basis::Reported(if *whole { TokenSource::Reported } else { TokenSource::Partial });
     }
     // An answer that could not be read has no text, however much it said.
@@ -144,6 +147,18 @@ mod tests {
             Basis::Reported(TokenSource::Reported)
         );
         assert_eq!(facts(Outcome::Completed, Some(200), &text()), Basis::Text(TokenSource::Counted));
+    }
+
+    #[test]
+    fn an_embedding_that_reports_its_input_alone_has_reported_all() {
+        let side = |input, output| Reading {
+            usage: TokenUsage { input, output, ..TokenUsage::default() },
+            ..Reading::default()
+        };
+        let reported = Basis::Reported(TokenSource::Reported);
+        assert_eq!(facts(Outcome::Completed, Some(200), &side(Some(2), None)), reported);
+        let counted = Basis::Text(TokenSource::Counted);
+        assert_eq!(facts(Outcome::Completed, Some(200), &side(None, Some(5))), counted);
     }
 
     #[test]

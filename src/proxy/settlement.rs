@@ -191,7 +191,6 @@ impl Settlement {
         if let Some(pointers) = open.route.audit.answer() {
             meter.glean(pointers);
         }
-        open.streamed = meter.is_stream();
         open.hold_to_limit(&meter);
         open.meter = Some(meter);
     }

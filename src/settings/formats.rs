@@ -25,6 +25,7 @@ pub(super) fn formats(root: &Table<'_>) -> Option<Formats> {
 fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let table = slot.table()?;
     let default = FormatConfig::default();
+    let auto = boolean(&table, "auto", default.auto);
     let input = pointers(&table, "input");
     let extra_input = pointers(&table, "extra_input");
     let cached_input = pointers(&table, "cached_input");
@@ -48,6 +49,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let counting = choice(&table, "counting", default.counting, &COUNTINGS);
     let request = table.optional("request").map_or(Some(RequestConfig::default()), |slot| request(&slot));
     Some(FormatConfig {
+        auto: auto?,
         input: input?,
         extra_input: extra_input?,
         cached_input: cached_input?,

@@ -362,6 +362,10 @@ fn formats_of_the_config_stand_beside_the_built_in_ones_and_routes_name_one() {
         let settings = load(&route(name));
         assert!(settings.formats.format(&settings.routes[0].format).is_some(), "{name}");
     }
+    let joining = load(&mine.replace("total", "auto = true\ntotal"));
+    assert!(joining.masked().contains("[formats.mine]\nauto = true"), "{}", joining.masked());
+    let faults = File::with(&mine.replace("total", "auto = 1\ntotal")).faults();
+    assert_eq!(faults[0].1, "formats.mine.auto");
     let faults = File::with(&route("openai-chta")).faults();
     assert_eq!(faults.len(), 1);
     assert!(faults[0].2.contains("did you mean \"openai-chat\"?"), "{faults:?}");

@@ -24,6 +24,7 @@ impl Open {
             return;
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
+        self.streamed = reading.streamed;
         // Where the status itself is an error's, the exchange came to its end all the same.
         let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
         if outcome == Outcome::Completed && hidden {

@@ -1,0 +1,107 @@
+//! The formats of frameworks, which pass on what a provider reported, in their own words.
+
+use super::super::format::{FormatConfig, RequestConfig};
+use super::super::usage::Merge;
+use super::lists::{list, names_first, places_first, when};
+
+/// The AI SDK (ai-sdk.dev): `generateText` as JSON, its data stream (version 4) and its UI message stream (5 to 7),
+/// where the application decides what of the usage goes into `messageMetadata` or a part of its own (`data-usage`). Its
+/// input includes the cached part.
+pub(super) fn vercel_ai() -> FormatConfig {
+    let places = [
+        "/totalUsage",
+        "/messageMetadata/totalUsage",
+        "/messageMetadata/usage",
+        "/messageMetadata",
+        "/metadata/usage",
+        "/usage",
+        "/data/usage",
+        "/data",
+    ];
+    let under = |names: &[&str]| places_first(&places, names);
+    FormatConfig {
+        input: under(&["inputTokens", "inputTokens/total", "promptTokens"]),
+        cached_input: under(&[
+            "inputTokenDetails/cacheReadTokens",
+            "cachedInputTokens",
+            "inputTokens/cacheRead",
+        ]),
+        cache_write_input: under(&["inputTokenDetails/cacheWriteTokens", "inputTokens/cacheWrite"]),
+        output: under(&["outputTokens", "outputTokens/total", "completionTokens"]),
+        reasoning: under(&[
+            "outputTokenDetails/reasoningTokens",
+            "reasoningTokens",
+            "outputTokens/reasoning",
+        ]),
+        total: under(&["totalTokens"]),
+        model: list(&[
+            "/messageMetadata/model",
+            "/messageMetadata/modelId",
+            "/data/modelId",
+            "/response/modelId",
+            "/model",
+            "/modelId",
+        ]),
+        error_when: when("/type", &["error"]),
+        text: list(&["/text", "/delta", "/textDelta", "/inputTextDelta", "/argsTextDelta"]),
+        request: RequestConfig {
+            text: list(&["/prompt", "/system", "/messages/*/content", "/messages/*/parts/*/text"]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// docs.dify.ai, chat and completion messages and workflows. Every `message` event has the next piece in `answer`.
+pub(super) fn dify() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/metadata/usage/prompt_tokens"]),
+        output: list(&["/metadata/usage/completion_tokens"]),
+        total: list(&["/metadata/usage/total_tokens", "/data/total_tokens"]),
+        error_when: when("/event", &["error"]),
+        text: list(&["/answer", "/data/text"]),
+        request: RequestConfig { text: list(&["/query"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}
+
+/// LangChain's messages: as `dumps()` writes them, and as LangServe and LangGraph send them. The numbers stand twice
+/// (`usage_metadata`, and the provider's own in `response_metadata`) and count once. The chunks of a stream add up, as
+/// LangChain itself adds them.
+pub(super) fn langchain() -> FormatConfig {
+    let places = [
+        "/kwargs",
+        "",
+        "/output",
+        "/message/kwargs",
+        "/output/kwargs",
+        "/data/output",
+        "/data/output/kwargs",
+        "/0",
+        "/0/kwargs",
+    ];
+    let under = |names: &[&str]| names_first(&places, names);
+    FormatConfig {
+        input: under(&["usage_metadata/input_tokens", "response_metadata/token_usage/prompt_tokens"]),
+        cached_input: under(&["usage_metadata/input_token_details/cache_read"]),
+        cache_write_input: under(&["usage_metadata/input_token_details/cache_creation"]),
+        output: under(&["usage_metadata/output_tokens", "response_metadata/token_usage/completion_tokens"]),
+        reasoning: under(&["usage_metadata/output_token_details/reasoning"]),
+        total: under(&["usage_metadata/total_tokens", "response_metadata/token_usage/total_tokens"]),
+        model: under(&["response_metadata/model_name", "response_metadata/model"]),
+        merge: Merge::Sum,
+        text: list(&[
+            "/kwargs/content",
+            "/content",
+            "/output",
+            "/output/content",
+            "/message/kwargs/content",
+            "/data/chunk/content",
+            "/data/chunk/kwargs/content",
+            "/0/content",
+            "/0/kwargs/content",
+        ]),
+        ..FormatConfig::default()
+    }
+}

@@ -1,0 +1,63 @@
+//! The formats of servers that run a model themselves. (vLLM, LM Studio and others speak OpenAI's.)
+
+use super::super::format::{FormatConfig, RequestConfig};
+use super::lists::list;
+
+/// github.com/ollama/ollama/blob/main/docs/api.md. `prompt_eval_count` may be left out when the prompt was cached:
+/// then the input is unknown.
+pub(super) fn ollama() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/prompt_eval_count"]),
+        output: list(&["/eval_count"]),
+        model: list(&["/model"]),
+        error: list(&["/error"]),
+        text: list(&["/message/content", "/message/thinking", "/response", "/thinking"]),
+        request: RequestConfig {
+            embeddings: list(&["/input"]),
+            text: list(&["/prompt", "/system", "/messages/*/content", "/input", "/input/*"]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md, `/completion`: both counts in every chunk, up to it.
+pub(super) fn llama_cpp() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/tokens_evaluated"]),
+        output: list(&["/tokens_predicted"]),
+        cached_input: list(&["/timings/cache_n"]),
+        model: list(&["/model"]),
+        error: list(&["/error"]),
+        text: list(&["/content"]),
+        request: RequestConfig { text: list(&["/prompt"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}
+
+/// The same server's `timings`, which end its OpenAI streams whether usage was asked for or not. `prompt_n` leaves the
+/// cache out.
+pub(super) fn llama_cpp_timings() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/timings/prompt_n"]),
+        cached_input: list(&["/timings/cache_n"]),
+        output: list(&["/timings/predicted_n"]),
+        input_includes_cached: false,
+        ..FormatConfig::default()
+    }
+}
+
+/// huggingface.github.io/text-generation-inference, `/generate` and `/generate_stream`. Without a stream the input is not
+/// told.
+pub(super) fn text_generation_inference() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/details/input_length", "/*/details/input_length"]),
+        output: list(&["/details/generated_tokens", "/*/details/generated_tokens"]),
+        error: list(&["/error"]),
+        text: list(&["/token/text", "/*/generated_text"]),
+        final_text: list(&["/generated_text"]),
+        request: RequestConfig { text: list(&["/inputs"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}

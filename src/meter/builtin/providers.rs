@@ -1,0 +1,174 @@
+//! The formats of other providers of models.
+
+use super::super::format::{FormatConfig, RequestConfig};
+use super::super::usage::Merge;
+use super::lists::{list, names_first, places_first, when};
+
+/// docs.anthropic.com/en/api/messages. The input count leaves out what a cache gave or took. `message_start` has
+/// the input; its `output_tokens` is a first guess that is left alone, so that an answer that breaks off is counted
+/// by its text; the `output_tokens` of every `message_delta` is cumulative.
+pub(super) fn anthropic() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/message/usage/input_tokens", "/usage/input_tokens"]),
+        cached_input: list(&["/message/usage/cache_read_input_tokens", "/usage/cache_read_input_tokens"]),
+        cache_write_input: list(&[
+            "/message/usage/cache_creation_input_tokens",
+            "/usage/cache_creation_input_tokens",
+        ]),
+        output: list(&["/usage/output_tokens"]),
+        reasoning: list(&["/usage/output_tokens_details/thinking_tokens"]),
+        input_includes_cached: false,
+        model: list(&["/message/model", "/model"]),
+        error: list(&["/error"]),
+        error_when: when("/type", &["error"]),
+        text: list(&[
+            "/content/*/text",
+            "/content/*/thinking",
+            "/delta/text",
+            "/delta/thinking",
+            "/delta/partial_json",
+            "/completion",
+        ]),
+        request: RequestConfig {
+            text: list(&["/system", "/system/*/text", "/messages/*/content", "/messages/*/content/*/text"]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// ai.google.dev/api/generate-content#UsageMetadata. The candidates' count leaves thoughts out; a tool's results are
+/// input that the prompt's count leaves out. Without `alt=sse` a stream is one array of the same objects.
+pub(super) fn gemini() -> FormatConfig {
+    let both = |name: &str| {
+        places_first(&["/usageMetadata", "/*/usageMetadata", "/response/usageMetadata"], &[name])
+    };
+    FormatConfig {
+        input: both("promptTokenCount"),
+        extra_input: both("toolUsePromptTokenCount"),
+        cached_input: both("cachedContentTokenCount"),
+        output: [both("candidatesTokenCount"), both("responseTokenCount")].concat(),
+        reasoning: both("thoughtsTokenCount"),
+        total: both("totalTokenCount"),
+        output_includes_reasoning: false,
+        model: list(&["/modelVersion", "/*/modelVersion", "/response/modelVersion"]),
+        error: list(&["/error", "/0/error"]),
+        text: list(&[
+            "/candidates/*/content/parts/*/text",
+            "/*/candidates/*/content/parts/*/text",
+            "/response/candidates/*/content/parts/*/text",
+        ]),
+        request: RequestConfig {
+            text: list(&[
+                "/contents/*/parts/*/text",
+                "/contents/parts/*/text",
+                "/systemInstruction/parts/*/text",
+                "/system_instruction/parts/*/text",
+            ]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// Google's `predict` of text embeddings (cloud.google.com/vertex-ai, "Get text embeddings"): a count for each text.
+pub(super) fn vertex_embeddings() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/predictions/*/embeddings/statistics/token_count"]),
+        merge: Merge::Sum,
+        request: RequestConfig {
+            embeddings: list(&["/instances/*/content"]),
+            text: list(&["/instances/*/content"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// docs.cohere.com/reference/chat, v1 and v2. What is billed (`billed_units`) is not what is counted (`tokens`);
+/// embed and rerank report billed units alone.
+pub(super) fn cohere() -> FormatConfig {
+    let places = ["/usage", "/meta", "/delta/usage", "/response/meta"];
+    let under = |names: &[&str]| names_first(&places, names);
+    FormatConfig {
+        input: under(&["tokens/input_tokens", "billed_units/input_tokens"]),
+        cached_input: under(&["cached_tokens"]),
+        output: under(&["tokens/output_tokens", "billed_units/output_tokens"]),
+        billed_input: under(&["billed_units/input_tokens"]),
+        billed_output: under(&["billed_units/output_tokens"]),
+        text: list(&["/text", "/message/content/*/text", "/delta/message/content/text"]),
+        final_text: list(&["/response/text"]),
+        error_when: when("/delta/finish_reason", &["ERROR", "ERROR_TOXIC", "ERROR_LIMIT"]),
+        request: RequestConfig {
+            text: list(&["/message", "/preamble", "/messages/*/content", "/texts/*"]),
+            embeddings: list(&["/texts"]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html: `inputTokens` leaves the cache out.
+/// The invocation metrics are what the last event of a streamed InvokeModel has.
+pub(super) fn bedrock_converse() -> FormatConfig {
+    FormatConfig {
+        input: list(&[
+            "/usage/inputTokens",
+            "/metadata/usage/inputTokens",
+            "/amazon-bedrock-invocationMetrics/inputTokenCount",
+        ]),
+        cached_input: list(&[
+            "/usage/cacheReadInputTokens",
+            "/metadata/usage/cacheReadInputTokens",
+            "/amazon-bedrock-invocationMetrics/cacheReadInputTokenCount",
+        ]),
+        cache_write_input: list(&[
+            "/usage/cacheWriteInputTokens",
+            "/metadata/usage/cacheWriteInputTokens",
+            "/amazon-bedrock-invocationMetrics/cacheWriteInputTokenCount",
+        ]),
+        output: list(&[
+            "/usage/outputTokens",
+            "/metadata/usage/outputTokens",
+            "/amazon-bedrock-invocationMetrics/outputTokenCount",
+        ]),
+        total: list(&["/usage/totalTokens", "/metadata/usage/totalTokens"]),
+        input_includes_cached: false,
+        text: list(&[
+            "/output/message/content/*/text",
+            "/output/message/content/*/reasoningContent/reasoningText/text",
+            "/contentBlockDelta/delta/text",
+            "/contentBlockDelta/delta/reasoningContent/text",
+            "/contentBlockDelta/delta/toolUse/input",
+            "/delta/text",
+            "/delta/reasoningContent/text",
+            "/delta/toolUse/input",
+        ]),
+        request: RequestConfig {
+            text: list(&["/messages/*/content/*/text", "/system/*/text"]),
+            ..RequestConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
+/// What `InvokeModel` passes through of Titan and Llama (docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html).
+/// A streamed Llama names the prompt in its first chunk alone, and both count the output up to each chunk.
+pub(super) fn bedrock_invoke() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/inputTextTokenCount", "/prompt_token_count"]),
+        output: list(&["/results/*/tokenCount", "/totalOutputTextTokenCount", "/generation_token_count"]),
+        text: list(&[
+            "/results/*/outputText",
+            "/outputText",
+            "/generation",
+            "/outputs/*/text",
+            "/generations/*/text",
+        ]),
+        request: RequestConfig { text: list(&["/inputText", "/prompt"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}
