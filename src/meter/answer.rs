@@ -149,7 +149,7 @@ impl Answer {
 
     pub(super) fn stream_kind(&self) -> Option<StreamKind> {
         match self.form {
-            Form::Events(_) => Some(StreamKind::Events),
+            Form::Events(_) | Form::Unknown { typed: Typed::Events, .. } => Some(StreamKind::Events),
             Form::Lines(_) => Some(StreamKind::Lines),
             _ => None,
         }
