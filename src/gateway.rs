@@ -134,18 +134,16 @@ impl Gateway {
         let background = TaskTracker::new();
         let live = Arc::new(Live::new(journal.clone(), enforcer.clone()));
         let notices = Notices::new(store.clone());
-        leases::start(
-            &enforcer,
-            &store,
-            &journal,
-            settings.leases,
-            &settings.data_dir,
-            &background,
-            &live,
-            notices.subscribe(),
-            &stop,
-        )
-        .map_err(|why| settings.fault("data.dir", why))?;
+        let joined = leases::Joined {
+            enforcer: &enforcer,
+            store: &store,
+            journal: &journal,
+            data_dir: &settings.data_dir,
+            live: &live,
+            notices: notices.subscribe(),
+        };
+        leases::start(joined, settings.leases, &background, &stop)
+            .map_err(|why| settings.fault("data.dir", why))?;
         let keeper =
             Keeper::new(store.clone(), core.clone(), live.clone(), settings.on_outage, listener.address());
         let keeper = keeper.first_look(config.connect_timeout).await;

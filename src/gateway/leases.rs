@@ -13,18 +13,24 @@ use crate::quota::{Enforcer, LeaseConfig, LeaseSource, Leasing, Mark, Runs};
 use crate::record::Journal;
 use crate::store::{Heard, LEASES, Store};
 
+/// What leases are joined to.
+pub(super) struct Joined<'a> {
+    pub(super) enforcer: &'a Arc<Enforcer>,
+    pub(super) store: &'a Store,
+    pub(super) journal: &'a Arc<Journal>,
+    pub(super) data_dir: &'a Path,
+    pub(super) live: &'a Arc<Live>,
+    pub(super) notices: Subscriber,
+}
+
 /// Begins a run of leases; asks for them once the quotas were read, until `stop`.
 pub(super) fn start(
-    enforcer: &Arc<Enforcer>,
-    store: &Store,
-    journal: &Arc<Journal>,
+    joined: Joined<'_>,
     config: LeaseConfig,
-    data_dir: &Path,
     background: &TaskTracker,
-    live: &Arc<Live>,
-    mut notices: Subscriber,
     stop: &CancellationToken,
 ) -> Result<(), String> {
+    let Joined { enforcer, store, journal, data_dir, live, mut notices } = joined;
     let source = Arc::new(store.clone());
     let leasing = Leasing::new(enforcer.clone(), source, config, runs(data_dir), mark(journal.clone()))?;
     enforcer.stand(Leasing::footing_away(&config));

@@ -57,6 +57,10 @@ pub enum Denial {
 }
 
 /// What came of one look at a ledger.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is made and taken apart at once: a box would cost an allocation"
+)]
 enum Attempt {
     Taken(Reservation),
     Over(Box<Refusal>),
