@@ -9,11 +9,14 @@
 //!    window turned still says what to charge, and leaves the window that runs now alone.
 //! 4. Use beyond the reservation is debt of the same window: it is admitted nowhere and forgotten nowhere.
 //! 5. A reservation that is dropped gives everything back.
-//! 6. Nothing waits: no `.await` in this module, no lock held for longer than some arithmetic.
+//! 6. No lock is held over an `.await`, or for longer than some arithmetic. Only [`Enforcer::admit`] waits: for a lease, where
+//!    this replica's can't cover the exchange, and within bounds.
 //! 7. `now` is handed in. Only the wall clock decides on windows, and a clock that goes back neither reopens nor
-//!    doubles one (`ledger.rs` says how).
+//!    doubles one (`counter.rs` says how).
 //!
-//! The write path: [`Enforcer::reserve`] → [`Reservation::settle`] → the charges go out with the usage event →
+//! 8. Of several replicas each spends only what it was granted (`leasing`, and docs/quota.md for why that holds).
+//!
+//! The write path: [`Enforcer::admit`] → [`Reservation::settle`] → the charges go out with the usage event →
 //! [`Enforcer::amend`] when a count comes late. The read path: [`Enforcer::standings`]. What a former run used comes in
 //! by [`Enforcer::replay`] (from the journal) and [`Enforcer::hydrate`] (from Postgres).
 
