@@ -13,6 +13,7 @@ use crate::model::tenant::{PlanName, TenantId};
 use crate::telemetry::Metrics;
 
 mod extending;
+mod leases;
 mod model;
 mod overrides;
 mod plans;
