@@ -83,7 +83,7 @@ impl Database {
         let row = self.leases.get(&quota).and_then(|leases| leases.get(&lessee)).copied();
         let mine = row.unwrap_or_default();
         let base = mine.granted.max(mine.consumed);
-        let shift = 0;
+        let shift = if ask.known.is_none() { mine.granted } else { 0 };
         let granted = match ask.limit {
             None => mine.granted.min(ask.at_most + shift),
             Some(limit) => {
