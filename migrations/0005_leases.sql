@@ -43,7 +43,8 @@ COMMENT ON COLUMN quota_leases.granted IS 'In all, since the window began; the l
 -- of which others are refused for want of the rest.
 --
 -- The row of quota_usage is the key's lock: whoever changes its use (the shipper), its grants or its lessees holds it
--- until the end of its transaction. Rows are locked in the order of the key, here and by the shipper.
+-- until the end of its transaction. Rows are locked in the order of the key, here and by the shipper. One key may stand
+-- in the arrays twice, first to hand back and then to ask: it is carried out in that order.
 --
 -- Errors: TG001, a later round of this run (or a later run) has been carried out already; TG002, the lessee is
 -- taken for dead and its leases are void: it must begin a new run.
@@ -95,7 +96,7 @@ BEGIN
     FOR key IN
         SELECT * FROM unnest(tenants, dimensions, starts, ends, known, at_least, at_most, ceiling) WITH ORDINALITY
             AS k(tenant, dimension, starts, ends, known, at_least, at_most, ceiling, place)
-        ORDER BY k.tenant, k.dimension, k.starts
+        ORDER BY k.tenant, k.dimension, k.starts, k.place
     LOOP
         -- The lock, and what is used of this window.
         SELECT settled INTO settled_here FROM quota_usage

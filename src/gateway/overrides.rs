@@ -43,6 +43,7 @@ impl Look {
 pub(super) async fn read_all(store: &Store, core: &Core) -> Result<(), StoreError> {
     let (all, upto) = overrides::all(store).await?;
     core.overrides.replace(&all, upto);
+    all.iter().for_each(|change| core.enforcer.limits_changed(&change.tenant));
     shown(core);
     Ok(())
 }

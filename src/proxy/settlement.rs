@@ -85,6 +85,7 @@ impl Settlement {
             limit: None,
             read_on: false,
             reservation: None,
+            lease_run: 0,
             meter: None,
             metadata,
             counting: None,

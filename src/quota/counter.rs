@@ -24,13 +24,13 @@ use super::lease::Grant;
 /// The use of one dimension in one window.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counter {
-    /// Used through this run of this replica; negative only while a correction is here before what it corrects.
+    /// Used under a limit through this run of this replica; negative only while a correction is here before what it corrects.
     used: i64,
     /// Held by exchanges in flight that were admitted in this window.
     reserved: u64,
     /// What this run may use of the window in all.
     granted: i64,
-    /// Used by everybody else (other replicas, former runs), as last heard.
+    /// Used by everybody else (other replicas, former runs) as last heard, and through this run while there was no limit.
     elsewhere: i64,
     /// The window's first minute since the epoch. (Windows and offsets of zones in use are whole minutes.)
     start_min: u32,
@@ -168,9 +168,11 @@ impl Counter {
         self.reserved = self.reserved.saturating_sub(amount);
     }
 
-    /// Adds what this run used.
-    pub(super) fn add(&mut self, amount: i64) {
-        self.used = self.used.saturating_add(amount);
+    /// Adds what this run used. Only what was used under a limit uses up a lease (charge.sql goes by the same); the rest
+    /// counts as everything that is settled does.
+    pub(super) fn add(&mut self, amount: i64, limit: Limit) {
+        let counted = if limit.is_some() { &mut self.used } else { &mut self.elsewhere };
+        *counted = counted.saturating_add(amount);
     }
 
     /// Adds what others used. A window later than this takes its place; an earlier one is over. One that overlaps it is

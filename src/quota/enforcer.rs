@@ -106,11 +106,12 @@ impl Enforcer {
         let Some(tenant) = self.known(tenant) else { return };
         let mut ledger = tenant.ledger();
         for charge in charges {
-            ledger.amend(charge.dimension, charge.window_start, charge.amount);
+            ledger.amend(charge);
         }
     }
 
-    /// The run whose leases pay for what is settled now.
+    /// The run whose leases pay for what is settled from now on. To be read before settling: where a run begins in between,
+    /// a replica then has less than the database thinks, and not more.
     pub fn run(&self) -> u64 {
         self.asking.run()
     }

@@ -170,6 +170,7 @@ impl Leasing {
                 tracing::debug!(why, "no leases");
                 self.rounds.failed(&pending);
                 self.stand(Self::footing_away(&self.config));
+                self.fence();
             }
             Err(LeaseError::Void(why)) => {
                 bump(&metrics.lease_rounds, "result", "void");
@@ -184,12 +185,13 @@ impl Leasing {
     async fn ask(&mut self, pending: &Pending) -> Result<super::lease::Grants, LeaseError> {
         let round = self.rounds.next();
         let mut answer = self.source.lease(round, &pending.asks);
-        match timeout(self.config.slow, &mut answer).await {
+        match timeout(self.config.slow.min(self.heard_for()), &mut answer).await {
             Ok(answer) => return answer,
             Err(_) => self.stand(Self::footing_away(&self.config)),
         }
         self.enforcer.asking().round_is_over();
-        match timeout(self.config.patience, answer).await {
+        // Not beyond the time at which the leases are lost: they are given up then.
+        match timeout(self.config.patience.min(self.heard_for()), answer).await {
             Ok(answer) => answer,
             Err(_) => Err(LeaseError::Unavailable(format!("no answer in {:?}", self.config.patience))),
         }
@@ -213,11 +215,16 @@ impl Leasing {
 
     /// Stops spending what others may have been told is theirs.
     fn fence(&mut self) {
-        let lost = self.config.reclaim_after.is_some_and(|after| self.heard.elapsed() >= after);
-        if lost && self.enforcer.footing() != Footing::Leased {
+        if self.heard_for().is_zero() {
             self.begin_run();
             self.heard = Instant::now();
         }
+    }
+
+    /// How long what is held is still this run's, though nothing more is heard.
+    fn heard_for(&self) -> Duration {
+        let heard = self.heard.elapsed();
+        self.config.reclaim_after.map_or(Duration::MAX, |after| after.saturating_sub(heard))
     }
 
     fn begin_run(&mut self) {

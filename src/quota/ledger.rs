@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::counter::{Counter, NO_TURN};
 use super::lease::Grant;
-use crate::model::quota::{Amounts, Dimension, Limit, Limits, Standing, Unit};
+use crate::model::quota::{Amounts, Charge, Dimension, Limit, Limits, Standing, Unit};
 use crate::model::window::Span;
 
 /// How a tenant stands in each dimension, without an allocation for the standard ones.
@@ -145,9 +145,10 @@ impl Ledger {
         if taken {
             for counter in self.counters.iter_mut().filter(|counter| !counter.is_ahead()) {
                 let amount = amounts.of(counter.dimension.unit);
-                if amount > 0 && standings.iter().any(|standing| standing.dimension == counter.dimension) {
+                let standing = standings.iter().find(|standing| standing.dimension == counter.dimension);
+                if let Some(standing) = standing.filter(|_| amount > 0) {
                     counter.reserve(amount);
-                    low |= rule == Rule::Leased && counter.is_low();
+                    low |= rule == Rule::Leased && standing.limit.is_some() && counter.is_low();
                 }
             }
         }
@@ -182,7 +183,8 @@ impl Ledger {
     }
 
     /// Gives back what was reserved in a window, if it is still the current one, and adds what was used.
-    pub(super) fn settle(&mut self, dimension: Dimension, span: Span, turn: u16, reserved: u64, used: u64) {
+    pub(super) fn settle(&mut self, standing: &Standing, turn: u16, reserved: u64, used: u64) {
+        let Standing { dimension, span, limit, .. } = *standing;
         let used = i64::try_from(used).unwrap_or(i64::MAX);
         if turn == NO_TURN {
             // Nothing was reserved, and nothing was counted then.
@@ -192,18 +194,19 @@ impl Ledger {
             let counter = self.find_or_open(dimension, || span);
             // Not the window after; one before it is the same one, moved there by a clock that went back.
             if counter.span().start < span.end {
-                counter.add(used);
+                counter.add(used, limit);
             }
         } else if let Some(counter) = self.find(dimension).filter(|counter| counter.turn() == turn) {
             counter.give_back(reserved);
-            counter.add(used);
+            counter.add(used, limit);
         }
     }
 
     /// Corrects the use of a window, if it is still the current one.
-    pub(super) fn amend(&mut self, dimension: Dimension, window_start: Timestamp, delta: i64) {
-        if let Some(counter) = self.find(dimension).filter(|counter| counter.starts_at(window_start)) {
-            counter.add(delta);
+    pub(super) fn amend(&mut self, charge: &Charge) {
+        let counter = self.find(charge.dimension);
+        if let Some(counter) = counter.filter(|counter| counter.starts_at(charge.window_start)) {
+            counter.add(charge.amount, charge.limit);
         }
     }
 

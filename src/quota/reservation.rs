@@ -112,7 +112,7 @@ impl Reservation {
         let mut ledger = self.tenant.ledger();
         for (standing, turn) in self.standings.iter().zip(&self.turns) {
             let unit = standing.dimension.unit;
-            ledger.settle(standing.dimension, standing.span, *turn, self.amounts.of(unit), used.of(unit));
+            ledger.settle(standing, *turn, self.amounts.of(unit), used.of(unit));
         }
         drop(ledger);
         self.asking.metrics.reservations.dec();

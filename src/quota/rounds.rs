@@ -115,8 +115,10 @@ impl Rounds {
         (self.run, self.number) = (run, 0);
         self.paces.clear();
         self.recalled.clear();
-        self.asking().begin_run(run);
+        // In this order: what is settled in between is taken from the new run's lease and charged to the old one's. The
+        // other way round it would use up a lease in the database that nobody here has spent.
         self.enforcer.each(|_, tenant| tenant.ledger().begin_run());
+        self.asking().begin_run(run);
     }
 
     /// What is to be asked at `now` by the wall clock, `at` by one that never jumps. With a `heartbeat` also what can wait

@@ -81,6 +81,8 @@ pub(super) struct Open {
     /// The client had left, and the answer was read to its end all the same.
     pub(super) read_on: bool,
     pub(super) reservation: Option<Reservation>,
+    /// The run whose leases pay for it: see [`Enforcer::run`](crate::quota::Enforcer::run).
+    pub(super) lease_run: u64,
     pub(super) meter: Option<Meter>,
     pub(super) metadata: Map<String, Value>,
     pub(super) counting: Option<oneshot::Receiver<Counted>>,

@@ -9,7 +9,7 @@ use super::account::{Close, Open};
 use super::late::{Late, Told};
 use crate::meter::{CountJob, Counted, Meter, estimate};
 use crate::model::event::{Outcome, Record};
-use crate::model::quota::Amounts;
+use crate::model::quota::{Amounts, Charge};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::audit::End;
 use crate::proxy::charging::{self, Basis, Facts, Priced};
@@ -85,7 +85,7 @@ impl Open {
             chat_messages: if served { reserved.chat_messages } else { 0 },
             embeddings: if served { reserved.embeddings } else { 0 },
         };
-        let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
+        let charges = self.charge(used);
         let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
         let billed = close.reading.billed.as_ref();
         let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, used.tokens, served);
@@ -141,7 +141,7 @@ impl Open {
     pub(super) fn record_unserved_with(mut self: Box<Self>, outcome: Outcome, mut audits: Records) {
         self.ended.get_or_insert_with(Instant::now);
         let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
-        let charges = self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default();
+        let charges = self.charge(used);
         let model = self.subject.inspected.model.clone();
         let hub = self.hub.clone();
         let event =
@@ -149,6 +149,12 @@ impl Open {
         let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
         records.append(&mut audits);
         drop(hub.record(records));
+    }
+
+    /// Replaces the reservation by what was used.
+    fn charge(&mut self, used: Amounts) -> Vec<Charge> {
+        self.lease_run = self.core.enforcer.run();
+        self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default()
     }
 
     /// What the tokens cost: those that the provider bills, where they are others than it counts, and what is charged

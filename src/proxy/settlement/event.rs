@@ -67,7 +67,7 @@ impl Open {
             request_id: self.subject.request_id,
             metadata: self.metadata,
             charges,
-            lease_run: self.core.enforcer.run(),
+            lease_run: self.lease_run,
         })
     }
 }

@@ -48,6 +48,7 @@ impl Open {
                 let delta = signed(tokens) - signed(late.charged);
                 let charges: Vec<_> =
                     charges.into_iter().map(|charge| Charge { amount: delta, ..charge }).collect();
+                let lease_run = core.enforcer.run();
                 core.enforcer.amend(&tenant_id, &charges);
                 let amendment = Amendment {
                     event_id,
@@ -58,7 +59,7 @@ impl Open {
                     token_source: late.source,
                     cost_nanousd: policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage),
                     charges,
-                    lease_run: core.enforcer.run(),
+                    lease_run,
                 };
                 let mut records: Records = smallvec![Record::Amend(Box::new(amendment))];
                 records.extend(late.told.into_iter().map(|Told { rule, event }| {
