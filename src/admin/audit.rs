@@ -10,7 +10,7 @@ use axum::response::Response;
 use http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::answer::{self, Rows};
@@ -180,28 +180,14 @@ pub(super) struct Refused<'a> {
 /// What happened here at a caller's request.
 pub(super) fn event(caller: &Caller, event_type: &str, category: &str) -> AuditEvent {
     AuditEvent {
-        event_id: Uuid::now_v7(),
-        tenant_id: None,
-        event_type: event_type.to_owned(),
-        category: category.to_owned(),
-        entity_type: String::new(),
-        entity_id: None,
-        action: String::new(),
         actor: match caller.role {
             Some(Role::Operator | Role::Viewer) => Actor::Admin,
             Some(Role::Cron) | None => Actor::System,
         },
         actor_id: caller.role.map(|role| role.as_str().to_owned()),
-        old_values: None::<Value>,
-        new_values: None,
-        in_history: false,
-        summary: None,
-        result: AuditResult::Success,
-        error_message: None,
         ip_address: Some(caller.peer),
-        user_agent: None,
         request_id: Some(caller.request_id.clone()),
-        at: Timestamp::now(),
+        ..AuditEvent::new(Uuid::now_v7(), Timestamp::now(), event_type, category, "")
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::model::event::{Actor, AuditEvent, AuditResult};
+use crate::model::event::AuditEvent;
 use crate::model::tenant::TenantId;
 use crate::proxy::Core;
 use crate::store::{Store, plans};
@@ -88,25 +88,14 @@ fn plan_change(core: &Core, turn: &Turn) -> Option<PlanChange> {
 
 fn audit(change: &PlanChange) -> AuditEvent {
     let PlanChange { tenant, former, now } = change;
+    let (id, at) = (Uuid::now_v7(), jiff::Timestamp::now());
     AuditEvent {
-        in_history: false,
-        event_id: Uuid::now_v7(),
         tenant_id: Some(tenant.clone()),
-        event_type: "trial_upgraded".into(),
-        category: "trial_event".into(),
         entity_type: "tenant".into(),
         entity_id: Some(tenant.to_string()),
-        action: "update".into(),
-        actor: Actor::System,
-        actor_id: None,
         old_values: Some(json!({"plan": former})),
         new_values: Some(json!({"plan": now})),
         summary: Some(format!("the service's database says {now:?}, and said {former:?} before")),
-        result: AuditResult::Success,
-        error_message: None,
-        ip_address: None,
-        user_agent: None,
-        request_id: None,
-        at: jiff::Timestamp::now(),
+        ..AuditEvent::new(id, at, "trial_upgraded", "trial_event", "update")
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::policy;
-use crate::model::event::{Actor, AuditEvent, AuditResult, Record};
+use crate::model::event::{AuditEvent, Record};
 use crate::proxy::Core;
 use crate::settings::{Change, Settings};
 use crate::telemetry::bump;
@@ -105,25 +105,12 @@ fn audit(changes: &[Change]) -> AuditEvent {
         let pairs = changes.iter().map(|change| (change.key.clone(), json!(pick(change))));
         Value::Object(pairs.collect::<Map<_, _>>())
     };
+    let (id, now) = (Uuid::now_v7(), jiff::Timestamp::now());
     AuditEvent {
-        event_id: Uuid::now_v7(),
-        tenant_id: None,
-        event_type: "config_reloaded".into(),
-        category: "configuration_change".into(),
         entity_type: "config".into(),
-        entity_id: None,
-        action: "update".into(),
-        actor: Actor::System,
-        actor_id: None,
         old_values: Some(values(|change| &change.old)),
         new_values: Some(values(|change| &change.new)),
-        in_history: false,
         summary: Some(format!("{} keys changed", changes.len())),
-        result: AuditResult::Success,
-        error_message: None,
-        ip_address: None,
-        user_agent: None,
-        request_id: None,
-        at: jiff::Timestamp::now(),
+        ..AuditEvent::new(id, now, "config_reloaded", "configuration_change", "update")
     }
 }

@@ -270,6 +270,33 @@ pub struct AuditEvent {
     pub at: Timestamp,
 }
 
+impl AuditEvent {
+    /// An event of Tollgate itself that went well, about nobody and nothing yet.
+    pub fn new(event_id: Uuid, at: Timestamp, event_type: &str, category: &str, action: &str) -> Self {
+        Self {
+            event_id,
+            tenant_id: None,
+            event_type: event_type.to_owned(),
+            category: category.to_owned(),
+            entity_type: String::new(),
+            entity_id: None,
+            action: action.to_owned(),
+            actor: Actor::System,
+            actor_id: None,
+            old_values: None,
+            new_values: None,
+            in_history: false,
+            summary: None,
+            result: AuditResult::Success,
+            error_message: None,
+            ip_address: None,
+            user_agent: None,
+            request_id: None,
+            at,
+        }
+    }
+}
+
 /// What the journal holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

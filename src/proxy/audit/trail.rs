@@ -83,25 +83,12 @@ impl Trail<'_> {
     /// An event about the request itself, done by a visitor, that went well.
     pub(super) fn event(&self, event_type: &str, category: &str, action: &str, at: Timestamp) -> AuditEvent {
         AuditEvent {
-            event_id: Uuid::now_v7(),
             tenant_id: self.tenant.cloned(),
-            event_type: event_type.to_owned(),
-            category: category.to_owned(),
-            entity_type: String::new(),
-            entity_id: None,
-            action: action.to_owned(),
             actor: Actor::Visitor,
-            actor_id: None,
-            old_values: None,
-            new_values: None,
-            in_history: false,
-            summary: None,
-            result: AuditResult::Success,
-            error_message: None,
             ip_address: Some(self.client),
             user_agent: self.user_agent.map(str::to_owned),
             request_id: Some(self.request_id.to_owned()),
-            at,
+            ..AuditEvent::new(Uuid::now_v7(), at, event_type, category, action)
         }
     }
 
