@@ -6,6 +6,7 @@ mod events;
 mod faults;
 mod functions;
 mod history;
+mod leases;
 mod listen;
 mod plans;
 mod private;
