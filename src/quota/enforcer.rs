@@ -250,11 +250,7 @@ impl Enforcer {
         entitlement: &Entitlement,
         now: Timestamp,
     ) -> Vec<quota::Standing> {
-        let Entitlement { limits, zone, .. } = entitlement;
-        match self.known(tenant) {
-            Some(tenant) => tenant.ledger().standings(limits, zone, now),
-            None => Ledger::default().standings(limits, zone, now),
-        }
+        self.standings_with(tenant, entitlement, &[], now)
     }
 
     /// The same with what everybody else used, as `settled` (all of it, less what was used through this run) now says.
