@@ -5,6 +5,15 @@ BEGIN;
 DO $$ BEGIN PERFORM pg_advisory_xact_lock(7021993001); END $$;
 SET LOCAL client_min_messages = warning;
 
+DROP FUNCTION IF EXISTS cleanup_old_alerts();
+DO $$
+BEGIN
+    -- A function's argument must name a type that is there, IF EXISTS or not.
+    IF to_regclass('alert_outbox') IS NOT NULL THEN
+        DROP FUNCTION IF EXISTS tollgate_alert_body(alert_outbox);
+    END IF;
+END
+$$;
 DROP FUNCTION IF EXISTS tollgate_lease(TEXT, BIGINT, BIGINT, INTERVAL, TEXT[], TEXT[], TIMESTAMPTZ[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[]);
 DROP FUNCTION IF EXISTS aggregate_usage_metrics();
 DROP FUNCTION IF EXISTS tollgate_amend(UUID[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], TEXT[], BIGINT[]);
@@ -19,6 +28,7 @@ DROP FUNCTION IF EXISTS tollgate_remove_before(REGCLASS, TIMESTAMPTZ);
 DROP FUNCTION IF EXISTS tollgate_make_partitions_ahead();
 DROP FUNCTION IF EXISTS tollgate_make_partition(REGCLASS, TEXT, TIMESTAMPTZ, TIMESTAMPTZ);
 
+DROP TABLE IF EXISTS alert_outbox;
 DROP TABLE IF EXISTS gateway_replicas;
 DROP TABLE IF EXISTS tenant_quota_overrides;
 DROP TABLE IF EXISTS quota_leases;

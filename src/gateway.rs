@@ -9,6 +9,7 @@
 //! 2. Nothing is shipped before the quotas were read from Postgres: what they say and what the journal holds would
 //!    else overlap, and use would be counted twice.
 
+mod alerts;
 mod database;
 mod health;
 mod jobs;
@@ -179,6 +180,9 @@ impl Gateway {
             settings.aggregate_interval,
             stop.clone(),
         ));
+        if let Some(alerting) = settings.alerts.clone() {
+            alerts::start(alerting, &settings, &store, &metrics, &live, &background, &stop)?;
+        }
         background.spawn(jobs::evict(enforcer.clone(), stop.clone()));
 
         let state = admin::State {

@@ -30,6 +30,7 @@
 //! | 2 | [`quota`] | ledgers, reservations, plans |
 //! | 2 | [`tenant`] | look-ups in the service's database, cached |
 //! | 2 | [`record`] | recorder, journal, shipper |
+//! | 2 | [`jobs`] | what alerts go by, and how they are delivered |
 //! | 3 | [`store`] | the only SQL |
 //! | 4 | [`proxy`] | the data path |
 //! | 4 | [`admin`] | the operators' API |
@@ -41,6 +42,7 @@ pub mod admin;
 pub mod cli;
 pub mod demo;
 pub mod gateway;
+pub mod jobs;
 pub mod meter;
 pub mod model;
 pub mod proxy;

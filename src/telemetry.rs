@@ -81,6 +81,12 @@ pub struct Metrics {
     pub overridden: Gauge,
     /// Changes of plan in the service's database, by `result`: recorded, known (another replica was first), lost.
     pub plan_changes: Family<Label, Counter>,
+    /// Alerts raised by this replica, by `kind`.
+    pub alerts: Family<Label, Counter>,
+    /// Looks for alerts, by `result`: ok, taken (another replica was looking), failed.
+    pub alert_looks: Family<Label, Counter>,
+    /// Tries to deliver an alert, by `result`: sent, retried, failed.
+    pub alert_deliveries: Family<Label, Counter>,
     /// Counting jobs not taken because the counting queue was full: estimated instead.
     pub counts_estimated: Counter,
     /// Look-ups in the service's database, by `answer`: hit, known, absent, stale, unavailable.
@@ -187,6 +193,9 @@ impl Metrics {
             unknown_plans: add(r, "unknown_plans", "Look-ups that gave an unknown plan", Counter::default()),
             overridden: add(r, "overridden_tenants", "Tenants with an operator's override", Gauge::default()),
             plan_changes: add(r, "plan_changes", "Changes of plan noticed, by result", Family::default()),
+            alerts: add(r, "alerts", "Alerts raised by this replica, by kind", Family::default()),
+            alert_looks: add(r, "alert_looks", "Looks for alerts, by result", Family::default()),
+            alert_deliveries: add(r, "alert_deliveries", "Tries to deliver an alert", Family::default()),
             counts_estimated: add(r, "counts_estimated", "Counts estimated under load", Counter::default()),
             look_ups: add(r, "look_ups", "Tenant and plan look-ups, by answer", Family::default()),
             events_queued: add(r, "events_queued", "Records handed to the journal", Counter::default()),

@@ -7,6 +7,7 @@
 //! of the handlers, and fails as a `problem`. Under `/api/admin/` nothing is reached without credentials.
 
 mod aggregate;
+mod alerts;
 mod answer;
 mod audit;
 mod auth;

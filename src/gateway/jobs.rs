@@ -81,6 +81,7 @@ async fn maintain(store: &Store) -> Result<Map<String, Value>, StoreError> {
             "usage_events": removed.usage_events,
             "audit_events": removed.audit_events,
             "quota_windows": removed.quota_windows,
+            "alerts": removed.alerts,
         },
     });
     match report {

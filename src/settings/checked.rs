@@ -12,16 +12,16 @@ use super::layers::Layers;
 use super::parts::{self, OnOutage};
 use super::prices::{self, PriceOrigin};
 use super::reader::{Findings, Report};
-use super::{audit, formats, routes, tenants, variables};
+use super::{alerts, audit, formats, routes, tenants, variables};
 use crate::model::price::PriceTable;
 use crate::model::tenant::{PlanName, TenantId};
-use crate::{admin, meter, proxy, quota, record, store, tenant};
+use crate::{admin, jobs, meter, proxy, quota, record, store, tenant};
 
 /// What holds where neither file nor environment says otherwise. Documents every key.
 const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// The sections, for variables that miss one by an underscore.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "server",
     "upstream",
     "database",
@@ -33,6 +33,7 @@ const SECTIONS: [&str; 14] = [
     "quota",
     "metering",
     "jobs",
+    "alerts",
     "prices",
     "price_sources",
     "formats",
@@ -91,6 +92,8 @@ pub struct Settings {
     pub price_origins: BTreeMap<String, PriceOrigin>,
     /// `[jobs] aggregate_interval`: how often the aggregation job runs.
     pub aggregate_interval: Duration,
+    /// `[alerts]`; `None`: there are to be none.
+    pub alerts: Option<jobs::Alerting>,
     effective: Effective,
     warnings: Vec<String>,
     environment: Arc<BTreeMap<String, String>>,
@@ -105,7 +108,7 @@ impl fmt::Debug for Settings {
 impl Settings {
     /// Reads the built-in default, then `file`, then `environment`, and checks the whole.
     ///
-    /// Of the environment only `TOLLGATE__*`, `DATABASE_URL`, `ADMIN_TOKEN`, `ADMIN_VIEWER_TOKEN`, `CRON_SECRET` and
+    /// Of the environment only `TOLLGATE__*`, `DATABASE_URL`, `ADMIN_TOKEN`, `ADMIN_VIEWER_TOKEN`, `CRON_SECRET`, `ALERT_WEBHOOK_SECRET` and
     /// what `secret_env` names are looked at.
     pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Self, Faults> {
         let mut unreadable = Vec::new();
@@ -204,6 +207,7 @@ fn check(
     let routes = routes::routes(&root, &context);
     let meter = parts::metering(&root);
     let aggregate_interval = parts::aggregate_interval(&root);
+    let alerts = alerts::alerts(&root, environment);
     let prices = prices::prices(&root);
     let admin = tenants::admin(report, environment, server.as_ref().map(|(_, admin)| *admin));
     drop(root);
@@ -239,6 +243,7 @@ fn check(
         prices,
         price_origins,
         aggregate_interval: aggregate_interval?,
+        alerts: alerts?,
         effective: Effective::default(),
         warnings: Vec::new(),
         environment: Arc::default(),

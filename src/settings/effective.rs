@@ -136,7 +136,8 @@ impl Effective {
 /// Whether a change of `key` takes hold only when the gateway starts anew: what sockets, pools, threads and the
 /// journal were made with.
 pub fn needs_restart(key: &str) -> bool {
-    const SECTIONS: [&str; 6] = ["server.", "upstream.", "database.", "service_database.", "data.", "quota."];
+    const SECTIONS: [&str; 7] =
+        ["server.", "upstream.", "database.", "service_database.", "data.", "quota.", "alerts."];
     const KEYS: [&str; 5] = [
         "tenant.cache_ttl",
         "tenant.cache_negative_ttl",

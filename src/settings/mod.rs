@@ -10,6 +10,7 @@
 //! key by its type, `parts`, `tenants`, `routes`, `formats` and `prices` make each part's own config of it, `checked` puts them
 //! together.
 
+mod alerts;
 mod audit;
 mod checked;
 mod effective;

@@ -400,8 +400,34 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// A URL that may hold a secret after its host: shown without.
+    pub(super) fn secret_url<T>(&self, read: impl FnOnce(&'a str) -> Result<T, String>) -> Option<T> {
+        let text = self.text("a string")?;
+        let shown = quoted(&units::mask_path(text));
+        let origin = self.origin().map(str::to_owned);
+        self.report.leaves.borrow_mut().push(Leaf::new(self.path.clone(), self.value?, shown, origin));
+        read(text).map_err(|reason| self.fault(reason)).ok()
+    }
+
     /// A number of US dollars, 0 or more.
     pub(super) fn dollars(&self) -> Option<f64> {
+        let number = self.float("a number of US dollars")?;
+        if (0.0..=1e9).contains(&number) {
+            return Some(number);
+        }
+        self.fault(format!("{number} is no price: write US dollars, 0 or more"));
+        None
+    }
+
+    /// A number within bounds, with a fraction or without.
+    pub(super) fn number(&self, bounds: RangeInclusive<f64>) -> Option<f64> {
+        let number = self.float("a number")?;
+        let (least, most) = (bounds.start(), bounds.end());
+        let reason = || format!("{number} must be between {least} and {most}");
+        within(&bounds, number, reason).map_err(|reason| self.fault(reason)).ok()
+    }
+
+    fn float(&self, wanted: &str) -> Option<f64> {
         let value = self.present()?;
         let number = match &value.kind {
             ValueKind::I64(number) => *number as f64,
@@ -412,16 +438,12 @@ impl<'a> Slot<'a> {
                 return None;
             }
             _ => {
-                self.wrong_type(value, "a number of US dollars");
+                self.wrong_type(value, wanted);
                 return None;
             }
         };
         self.leaf(value);
-        if (0.0..=1e9).contains(&number) {
-            return Some(number);
-        }
-        self.fault(format!("{number} is no price: write US dollars, 0 or more"));
-        None
+        Some(number)
     }
 
     /// A table.

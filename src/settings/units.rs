@@ -137,6 +137,35 @@ pub(super) fn upstream_url(text: &str) -> Result<http::Uri, String> {
     Ok(uri)
 }
 
+/// Where alerts are sent. The message never repeats any of it: what follows the host may be a secret.
+pub(super) fn webhook_url(text: &str) -> Result<http::Uri, String> {
+    let example = "write https://HOST/PATH or http://HOST:PORT/PATH";
+    // The checks of host and port are those of an upstream, which has no query.
+    let base = text.split_once('?').map_or(text, |(base, _)| base);
+    upstream_url(base).map_err(|reason| match reason.split_once(": ") {
+        Some((reason, _)) => format!("{reason}: {example}"),
+        None => format!("{reason}: {example}"),
+    })?;
+    if text.contains('#') {
+        return Err("must not have a fragment: remove it".to_owned());
+    }
+    text.parse().map_err(|_| format!("is no URL: {example}"))
+}
+
+/// A URL of which only scheme and host are shown.
+pub(super) fn mask_path(text: &str) -> String {
+    match text.parse::<http::Uri>() {
+        Ok(uri) => match (uri.scheme_str(), uri.authority()) {
+            (Some(scheme), Some(authority)) if uri.path() == "/" && uri.query().is_none() => {
+                mask(&format!("{scheme}://{authority}/"))
+            }
+            (Some(scheme), Some(authority)) => mask(&format!("{scheme}://{authority}/***")),
+            _ => "***".to_owned(),
+        },
+        Err(_) => "***".to_owned(),
+    }
+}
+
 /// A Postgres URL. The message never repeats any of it: it holds a password.
 pub(super) fn database_url(text: &str) -> Result<String, String> {
     let example = "write postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full";
@@ -354,6 +383,26 @@ mod tests {
         ] {
             assert!(upstream_url(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn webhooks_are_checked_and_shown_without_their_paths() {
+        for good in ["https://hooks.example/T0/B0?key=x", "http://127.0.0.1:9000", "http://[::1]:9/a"] {
+            assert!(webhook_url(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "hooks.example/T0KEN",
+            "ftp://x/T0KEN",
+            "https://u:T0KEN@x/",
+            "https://x/T0KEN#a",
+            "https://x:p/T0KEN",
+        ] {
+            assert!(!webhook_url(bad).expect_err(bad).contains("T0KEN"), "{bad}");
+        }
+        assert_eq!(mask_path("https://hooks.example/T0/B0?key=x"), "https://hooks.example/***");
+        assert_eq!(mask_path("https://u:p@hooks.example/T0"), "https://u:***@hooks.example/***");
+        assert_eq!(mask_path("http://127.0.0.1:9000"), "http://127.0.0.1:9000/");
     }
 
     #[test]

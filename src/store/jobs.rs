@@ -32,6 +32,8 @@ pub struct CleanUpReport {
     pub audit_events: u64,
     /// Counters of windows long over.
     pub quota_windows: u64,
+    /// Alerts older than 90 days.
+    pub alerts: u64,
 }
 
 impl Store {
@@ -52,7 +54,7 @@ impl Store {
         Ok(AggregateReport { hourly: rows(0), daily: rows(1), monthly: rows(2), since })
     }
 
-    /// Removes what is older than it is kept: usage 30 days, audit two years. Each kind in a transaction of its own,
+    /// Removes what is older than it is kept: usage 30 days, audit two years, alerts 90 days. Each kind in a transaction of its own,
     /// so that no lock is held for longer than its own removal.
     pub async fn clean_up(&self) -> Result<CleanUpReport, StoreError> {
         let remove = async |function: &str| {
@@ -63,7 +65,8 @@ impl Store {
         let usage_events = remove("cleanup_old_realtime_events").await?;
         let audit_events = remove("cleanup_old_audit_events").await?;
         let quota_windows = remove("cleanup_old_quota_windows").await?;
-        Ok(CleanUpReport { usage_events, audit_events, quota_windows })
+        let alerts = remove("cleanup_old_alerts").await?;
+        Ok(CleanUpReport { usage_events, audit_events, quota_windows, alerts })
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
 //! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
-//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`alerts`] what crossed a threshold; [`migrate`]
 //! the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
@@ -17,6 +17,7 @@ mod instant;
 mod pool;
 mod tls;
 
+pub mod alerts;
 pub mod audit;
 pub mod events;
 pub mod jobs;

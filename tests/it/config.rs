@@ -674,3 +674,53 @@ fn bad_usage_ends_with_2_and_help_with_0() {
     let version = tollgate(&["--version"], []);
     assert_eq!(text(&version.stdout), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn alerts_are_sent_only_signed_and_their_faults_are_told_at_once() {
+    let alerts = load("").alerts.unwrap();
+    assert_eq!((alerts.webhook, alerts.alertness.quota_thresholds), (None, vec![50.0, 80.0, 100.0]));
+    assert_eq!(load("[alerts]\nenabled = false\n").alerts, None);
+    let file = File::with("[alerts]\nwebhook_url = \"https://hooks.example/T0KEN?key=T0KEN\"\n");
+    let unsigned = file.load(&Environment::new()).unwrap_err().to_string();
+    assert!(unsigned.contains("alerts.webhook_url: needs a secret"), "{unsigned}");
+    let empty = file.load(&environment([("ALERT_WEBHOOK_SECRET", "")])).unwrap_err().to_string();
+    assert_eq!(empty, "ALERT_WEBHOOK_SECRET: is set, but empty: give it a value, or unset it");
+    let signed = file.load(&environment([("ALERT_WEBHOOK_SECRET", "hunter2")])).unwrap();
+    let shown = signed.masked();
+    assert!(shown.contains("webhook_url = \"https://hooks.example/***\""), "{shown}");
+    assert!(shown.contains("# ALERT_WEBHOOK_SECRET: ***"), "{shown}");
+    assert!(!shown.contains("T0KEN") && !shown.contains("hunter2"), "{shown}");
+
+    let file = File::with(
+        r#"[alerts]
+enabled = "yes"
+interval = "0s"
+quota_thresholds = [50, 0, "80"]
+quota_windows = ["day", "year"]
+error_rate = 5
+min_calls = 0
+p99 = 5
+cost_factor = 0.5
+webhook_url = "hooks.example/T0KEN"
+max_attempts = 0
+"#,
+    );
+    let faults: Vec<_> =
+        file.faults().into_iter().map(|(line, key, why)| format!("{line} {key}: {why}")).collect();
+    assert_eq!(
+        faults,
+        [
+            "2 alerts.enabled: must be true or false, not a string",
+            "3 alerts.interval: \"0s\" must be between 50ms and 1h",
+            "4 alerts.quota_thresholds[1]: 0 must be between 1 and 1000",
+            "4 alerts.quota_thresholds[2]: must be a number, not a string: write 80 without quotes",
+            "5 alerts.quota_windows[1]: \"year\" is no window: write minute, hour, day or month",
+            "6 alerts.error_rate: 5 must be between 0 and 1",
+            "7 alerts.min_calls: 0 must be between 1 and 1000000000",
+            "8 alerts.p99: must be a string with a number and a unit, such as \"30s\", not a whole number",
+            "9 alerts.cost_factor: 0.5 must be between 1 and 1000000",
+            "10 alerts.webhook_url: is no URL: write https://HOST/PATH or http://HOST:PORT/PATH",
+            "11 alerts.max_attempts: 0 must be between 1 and 1000",
+        ]
+    );
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod admin;
+mod alerts;
 mod architecture;
 mod config;
 mod demo;
