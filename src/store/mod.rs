@@ -9,7 +9,7 @@
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
 //! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
-//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`migrate`]
+//! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`drift`] checks the counters; [`migrate`]
 //! the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
@@ -18,6 +18,7 @@ mod pool;
 mod tls;
 
 pub mod audit;
+pub mod drift;
 pub mod events;
 pub mod jobs;
 pub mod leases;
@@ -32,6 +33,7 @@ pub mod report;
 pub mod tenants;
 pub mod usage;
 
+pub use drift::{Drift, Drifted};
 pub use jobs::{AggregateReport, CleanUpReport};
 pub use leases::LEASES;
 pub use listen::{Heard, Listener};

@@ -16,3 +16,4 @@ mod prices;
 mod recording;
 mod routes;
 mod sql;
+mod upkeep;
