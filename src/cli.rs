@@ -3,8 +3,11 @@
 //! Exit codes: 0 done, 1 failed while running, 2 bad usage or config. What a command is for goes to stdout; logs,
 //! warnings and faults go to stderr.
 
+mod drift;
 mod logs;
 mod prices;
+mod replicas;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::{self, Gateway};
 use crate::settings::{Faults, Settings};
+use crate::store::replicas::Retired;
 
 const FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 2;
@@ -84,6 +88,46 @@ enum Command {
     /// Run one aggregation and retention pass
     #[command(after_help = "Example:\n  tollgate aggregate --config /etc/tollgate/tollgate.toml")]
     Aggregate(ConfigFile),
+    /// Compare the live quota counters with the events that they count
+    #[command(after_help = "Example:\n  tollgate verify-quota --config /etc/tollgate/tollgate.toml\n\n\
+        Ends with 0 when every counter is the sum of its events, with 1 when one is not, and prints those. Windows whose \
+        events are partly gone (30 days) are left out. Reads every event that is kept, in one snapshot.")]
+    VerifyQuota {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the Tollgate processes that share the database, or take one for dead
+    #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
+        LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
+    #[command(args_conflicts_with_subcommands = true)]
+    Replicas {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(subcommand)]
+        act: Option<Act>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Take a replica for dead: what it was granted is free for the others
+    #[command(after_help = "Example:\n  tollgate replicas retire 0193a1c2-7d1e-7cc3-98c4-1f3b6a2d9e10\n\n\
+        For a machine that does not come back: without this its leases are held until their windows end. What it used and \
+        had not written yet is not counted any more, so the others may exceed a limit by that much. One that lives all \
+        the same begins a new run with its next heartbeat.")]
+    Retire {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Even if it was heard of in the last 10 seconds
+        #[arg(long)]
+        force: bool,
+        /// The replica's id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +161,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CheckConfig(config) => check_config(config),
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
+        Command::VerifyQuota { config, json } => verify_quota(config, *json),
+        Command::Replicas { config, act: None } => replicas(config),
+        Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
     };
     done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
@@ -230,6 +277,35 @@ fn migrate(config: &ConfigFile, down: bool) -> anyhow::Result<()> {
 fn aggregate(config: &ConfigFile) -> anyhow::Result<()> {
     let settings = config.load()?;
     say(&runtime()?.block_on(Box::pin(gateway::aggregate(&settings)))?);
+    Ok(())
+}
+
+fn verify_quota(config: &ConfigFile, json: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let drift = runtime()?.block_on(Box::pin(gateway::verify_quota(&settings)))?;
+    let _ = std::io::stdout().lock().write_all(drift::told(&drift, json).as_bytes());
+    match drift.drifted {
+        0 => Ok(()),
+        n => anyhow::bail!("{n} of {} counters differ from their events", drift.counters),
+    }
+}
+
+fn replicas(config: &ConfigFile) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let all = runtime()?.block_on(Box::pin(gateway::replicas(&settings)))?;
+    let _ = std::io::stdout().lock().write_all(replicas::told(&all).as_bytes());
+    Ok(())
+}
+
+fn retire(config: &ConfigFile, id: &str, force: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    match runtime()?.block_on(Box::pin(gateway::retire(&settings, id, force)))? {
+        Retired::Done { leases } => say(&format!("{id} is retired, {leases} leases are free")),
+        Retired::Alive { silent_secs } => anyhow::bail!(
+            "{id} was heard of {silent_secs:.1} seconds ago: stop it, or give --force if it is gone for good"
+        ),
+        Retired::Unknown => anyhow::bail!("there is no replica {id}: `tollgate replicas` lists them"),
+    }
     Ok(())
 }
 

@@ -44,7 +44,8 @@ use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
-use crate::store::{self, PrivatePostgres, Store};
+use crate::store::replicas::{Replica, Retired};
+use crate::store::{self, Drift, PrivatePostgres, Store};
 use crate::telemetry::Metrics;
 use crate::tenant::{Directory, TenantSource};
 
@@ -288,6 +289,21 @@ pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
         Ok(serde_json::Value::Object(report).to_string())
     })
     .await
+}
+
+/// The live counters against their events, without starting a gateway.
+pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
+    with_store(settings, async |store| Ok(store.drift(None).await?)).await
+}
+
+/// Every process that shares the database.
+pub async fn replicas(settings: &Settings) -> anyhow::Result<Vec<Replica>> {
+    with_store(settings, async |store| Ok(store.replicas().await?)).await
+}
+
+/// Takes a process for dead.
+pub async fn retire(settings: &Settings, id: &str, force: bool) -> anyhow::Result<Retired> {
+    with_store(settings, async |store| Ok(store.retire(id, force).await?)).await
 }
 
 async fn with_store<T>(

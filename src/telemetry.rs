@@ -67,6 +67,8 @@ pub struct Metrics {
     pub lease_seconds: Histogram,
     /// Requests that waited for a lease in vain.
     pub lease_waits_expired: Counter,
+    /// By how much the live counters of the windows that run differ from their events: 0, or something is wrong.
+    pub quota_drift: Gauge,
     /// Tokens charged, by `source`.
     pub tokens: Family<Label, Counter>,
     /// Exchanges whose answer should have named the tenant and did not: no usage is recorded of them.
@@ -175,6 +177,12 @@ impl Metrics {
                 "lease_waits_expired",
                 "Requests that waited for a lease in vain",
                 Counter::default(),
+            ),
+            quota_drift: add(
+                r,
+                "quota_drift",
+                "Difference of live quota counters and their events, as of the last aggregation",
+                Gauge::default(),
             ),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
             unnamed: add(

@@ -64,16 +64,26 @@ pub(super) fn on_request(store: Store, metrics: Arc<Metrics>) -> admin::Aggregat
 
 /// One aggregation and retention pass, and its report.
 pub(crate) async fn pass(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>, String> {
-    let result = maintain(store).await;
+    let result = maintain(store, metrics).await;
     bump(&metrics.aggregations, "result", if result.is_ok() { "ok" } else { "failed" });
     result.map_err(|error| error.to_string())
 }
 
-async fn maintain(store: &Store) -> Result<Map<String, Value>, StoreError> {
+async fn maintain(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>, StoreError> {
     let partitions = store.make_partitions_ahead().await?;
     let written = store.aggregate().await?;
     let removed = store.clean_up().await?;
+    let drift = store.drift(Some(jiff::Timestamp::now())).await?;
+    metrics.quota_drift.set(i64::try_from(drift.total).unwrap_or(i64::MAX));
+    if drift.drifted > 0 {
+        tracing::error!(
+            counters = drift.drifted,
+            by = drift.total,
+            "quota counters differ from their events: `tollgate verify-quota` says which"
+        );
+    }
     let report = json!({
+        "quota_drift": drift.total,
         "periods": {"hourly": written.hourly, "daily": written.daily, "monthly": written.monthly},
         "since": written.since.map(|since| since.to_string()),
         "partitions_made": partitions,

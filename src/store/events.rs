@@ -14,6 +14,7 @@
 //! for it and sending it back would be a second round trip. A single statement with several WITH parts would not do:
 //! they see one snapshot, so an amendment would miss its event when that is being committed on another connection.
 
+mod charged;
 mod rows;
 mod verdict;
 

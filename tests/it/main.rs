@@ -19,3 +19,4 @@ mod recording;
 mod routes;
 mod sdk;
 mod sql;
+mod upkeep;

@@ -15,6 +15,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Statement};
 use uuid::Uuid;
 
+use super::charged;
 use crate::model::event::{Amendment, AuditEvent, Record, UsageEvent};
 use crate::model::quota::Charge;
 use crate::store::instant::moment;
@@ -133,7 +134,7 @@ impl<'a> Usage<'a> {
         self.streamed.push(event.streamed);
         self.nanousd.push(clamp.nanousd(event.cost_nanousd));
         self.request.push(text(&event.request_id, LONG_BYTES));
-        self.metadata.push(clamp.onto(&event.metadata));
+        self.metadata.push(clamp.onto(&event.metadata, charged::exceptional(event)));
     }
 
     pub(super) async fn insert(
@@ -405,12 +406,15 @@ impl Clamp {
         value.min(MAX_NANOUSD) as i64
     }
 
-    /// An event's metadata with the note of what was clamped.
-    fn onto(self, metadata: &Map<String, Value>) -> String {
-        if self.0.is_empty() && metadata.is_empty() {
+    /// An event's metadata with the notes of what was clamped, and of what it was charged to.
+    fn onto(self, metadata: &Map<String, Value>, charged: Option<Value>) -> String {
+        if self.0.is_empty() && metadata.is_empty() && charged.is_none() {
             return String::from("{}");
         }
         let mut metadata = Value::Object(metadata.clone());
+        if let Some(charged) = charged {
+            metadata[charged::KEY] = charged;
+        }
         if !self.0.is_empty() {
             metadata["clamped"] = Value::from(self.0);
         }
@@ -482,7 +486,7 @@ mod tests {
         assert_eq!(clamp.bigint("b", Some(u64::MAX)), Some(i64::MAX));
         assert_eq!(clamp.bigint("c", Some(7)), Some(7));
         assert_eq!(clamp.nanousd(u64::MAX), 999_999_999_999_990);
-        assert_eq!(clamp.onto(&Map::new()), r#"{"clamped":["a","b","cost_usd"]}"#);
+        assert_eq!(clamp.onto(&Map::new(), None), r#"{"clamped":["a","b","cost_usd"]}"#);
     }
 
     #[test]
