@@ -9,6 +9,7 @@ mod faults;
 mod formats;
 mod gateway;
 mod harness;
+mod limits;
 mod nginx;
 mod outages;
 mod overrides;
