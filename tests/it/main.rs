@@ -3,6 +3,7 @@
 
 mod admin;
 mod architecture;
+mod browser;
 mod config;
 mod demo;
 mod faults;
