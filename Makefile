@@ -14,8 +14,8 @@ demo: ## Shows everything working on this machine; ONCE=1 prints what was metere
 	cargo build --release --locked --bin tollgate
 	@cargo run --release --locked --quiet --bin tollgate -- demo $(if $(ONCE),--once)
 
-test: ## Runs every test, against a real Postgres, a real nginx and real SDK clients
-	@scripts/setup --with-nginx --with-sdk
+test: ## Runs every test, against a real Postgres, a real nginx, real SDK clients and a real browser
+	@scripts/setup --with-nginx --with-sdk --with-browser
 	scripts/test
 
 lint: ## Formatting, clippy, documentation, licences: as CI does

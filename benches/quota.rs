@@ -20,7 +20,8 @@ use tollgate::tenant::{self, Answer, Directory, SourceError, TenantSource};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const EXCHANGE: Amounts = Amounts { tokens: 150, api_calls: 1, chat_messages: 1, embeddings: 0 };
+const EXCHANGE: Amounts =
+    Amounts { tokens: 150, api_calls: 1, chat_messages: 1, embeddings: 0, cost_nanousd: 0, concurrent: 1 };
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_795_521_600).unwrap_or(Timestamp::UNIX_EPOCH)

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub refusals: Family<Label, Counter>,
     /// What would have been refused in shadow mode, by `dimension`.
     pub shadow_refusals: Family<Label, Counter>,
+    /// What passed over a soft limit, by `dimension`.
+    pub soft_exceeded: Family<Label, Counter>,
     /// Other answers made by the gateway, by `code`.
     pub replies: Family<Label, Counter>,
     /// From sending a metered request to the end of the upstream's answer.
@@ -153,6 +155,12 @@ impl Metrics {
                 r,
                 "shadow_refusals",
                 "Requests that shadow mode let through",
+                Family::default(),
+            ),
+            soft_exceeded: add(
+                r,
+                "soft_exceeded",
+                "Requests that passed over a soft limit, by dimension",
                 Family::default(),
             ),
             replies: add(r, "replies", "Other answers made by the gateway, by code", Family::default()),

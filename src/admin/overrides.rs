@@ -24,7 +24,7 @@ use super::params::{self, Params};
 use super::problem::Problem;
 use super::quotas;
 use crate::model::event::AuditEvent;
-use crate::model::quota::{Dimension, Limit};
+use crate::model::quota::{Dimension, Limit, MOST_USD, Unit, nanousd};
 use crate::model::tenant::{PlanName, TenantId};
 use crate::quota::overrides::{Setting, Target};
 use crate::store::overrides::{self, Edit, Edited, Removal};
@@ -113,8 +113,8 @@ fn target(text: &str) -> Result<Target, Problem> {
     text.parse().map_err(|_| {
         Problem::parameter(
             "dimension",
-            "must be plan, blocked, or UNIT_per_WINDOW such as tokens_per_day, with a unit of tokens, api_calls, \
-             chat_messages, embeddings and a window of minute, hour, day, month",
+            "must be plan, blocked, concurrent_requests, or UNIT_per_WINDOW such as tokens_per_day, with a unit of tokens, \
+             api_calls, chat_messages, embeddings, cost_usd and a window of minute, hour, day, month",
         )
     })
 }
@@ -149,7 +149,7 @@ fn wish(fields: &[(String, Value)], plans: &[PlanName], now: Timestamp) -> Resul
             },
             dimension => {
                 let dimension: Dimension = dimension.parse().map_err(|_| unknown(name))?;
-                wish.set.push(Setting::Limit(dimension, limit(name, value)?));
+                wish.set.push(Setting::Limit(dimension, limit(dimension, name, value)?));
             }
         }
     }
@@ -160,7 +160,16 @@ fn wish(fields: &[(String, Value)], plans: &[PlanName], now: Timestamp) -> Resul
     Ok(wish)
 }
 
-fn limit(name: &str, value: &Value) -> Result<Limit, Problem> {
+fn limit(dimension: Dimension, name: &str, value: &Value) -> Result<Limit, Problem> {
+    if let (Unit::Cost, Value::Number(usd)) = (dimension.unit, value) {
+        let nano = usd.as_f64().and_then(nanousd);
+        return nano.map(Some).ok_or_else(|| {
+            Problem::parameter(
+                name,
+                format!("must be US dollars from 0 to {MOST_USD}, or null or \"unlimited\""),
+            )
+        });
+    }
     let whole = || value.as_u64().filter(|limit| i64::try_from(*limit).is_ok());
     match value {
         Value::Null => Ok(None),
@@ -216,8 +225,8 @@ fn expires(value: &Value, now: Timestamp) -> Result<Option<Timestamp>, Problem> 
 fn unknown(name: &str) -> Problem {
     Problem::parameter(
         params::shown(name),
-        "no such field; known are plan, blocked, reason, expires, and UNIT_per_WINDOW such as tokens_per_day, with a unit \
-         of tokens, api_calls, chat_messages, embeddings and a window of minute, hour, day, month",
+        "no such field; known are plan, blocked, reason, expires, concurrent_requests, and UNIT_per_WINDOW such as \
+         tokens_per_day, with a unit of tokens, api_calls, chat_messages, embeddings, cost_usd and a window of minute, hour, day, month",
     )
 }
 
@@ -310,6 +319,23 @@ mod tests {
         ] {
             assert_eq!(refused(&format!("{{\"tokens_per_day\": {bad}}}")), "tokens_per_day", "{bad}");
         }
+    }
+
+    #[test]
+    fn a_limit_of_cost_is_in_dollars_with_decimals() {
+        for (usd, nano) in
+            [("0", 0), ("2", 2_000_000_000), ("0.15", 150_000_000), ("1e9", 1_000_000_000_000_000_000)]
+        {
+            let read = read(&format!("{{\"cost_usd_per_day\": {usd}}}")).unwrap();
+            let expected = Setting::Limit("cost_usd_per_day".parse().unwrap(), Some(nano));
+            assert_eq!(read.set, [expected]);
+        }
+        for bad in ["-0.01", "1000000001", "1e300", "\"2\"", "true"] {
+            assert_eq!(refused(&format!("{{\"cost_usd_per_day\": {bad}}}")), "cost_usd_per_day", "{bad}");
+        }
+        let at_once = read(r#"{"concurrent_requests": 4}"#).unwrap();
+        assert_eq!(at_once.set, [Setting::Limit(Dimension::CONCURRENT, Some(4))]);
+        assert_eq!(refused(r#"{"concurrent_requests": 1.5}"#), "concurrent_requests");
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn set(o: &Override, now: Timestamp) -> Value {
         "updatedAt": rfc3339(o.updated),
     });
     match &o.setting {
-        Setting::Limit(_, limit) => told["limit"] = json!(limit),
+        Setting::Limit(dimension, limit) => told["limit"] = json!(limit.map(|n| dimension.unit.shown(n))),
         Setting::Plan(plan) => told["plan"] = json!(plan.as_str()),
         Setting::Blocked => told["blocked"] = json!(true),
     }
@@ -108,12 +108,14 @@ fn line(standing: &Standing) -> Value {
 }
 
 fn quota(standing: &Standing) -> Map<String, Value> {
+    let unit = standing.dimension.unit;
     let fields = [
-        ("limit", json!(standing.limit)),
-        ("used", json!(standing.used)),
-        ("remaining", json!(standing.remaining())),
+        ("limit", json!(standing.limit.map(|amount| unit.shown(amount)))),
+        ("used", unit.shown(standing.used)),
+        ("remaining", json!(standing.remaining().map(|amount| unit.shown(amount)))),
         ("percentage", json!(percentage(standing))),
         ("resetsAt", json!(rfc3339(standing.span.end))),
+        ("soft", json!(standing.soft)),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -155,7 +157,7 @@ mod tests {
     fn standing(dimension: &str, limit: Option<u64>, used: u64) -> Standing {
         let dimension: Dimension = dimension.parse().unwrap();
         let now = "2026-11-24T12:00:00Z".parse().unwrap();
-        Standing { dimension, limit, used, span: dimension.window.span(&TimeZone::UTC, now) }
+        Standing { dimension, limit, used, soft: false, span: dimension.window.span(&TimeZone::UTC, now) }
     }
 
     fn view(standings: Vec<Standing>) -> QuotaView {
@@ -175,7 +177,7 @@ mod tests {
         let quota = overview(&view(vec![standing("tokens_per_day", None, 5000)]));
         let expected = json!({
             "dimension": "tokens_per_day", "limit": null, "used": 5000, "remaining": null, "percentage": 0.0,
-            "resetsAt": "2026-11-25T00:00:00.000000Z",
+            "resetsAt": "2026-11-25T00:00:00.000000Z", "soft": false,
         });
         assert_eq!(quota["quotas"]["tokens"], expected);
         assert_eq!(quota["anyExceeded"], false);

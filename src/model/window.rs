@@ -21,6 +21,8 @@ pub enum Window {
     Day,
     /// From the first midnight of a month to the first of the next.
     Month,
+    /// No window: what is held now counts, and nothing of what was. Never parsed.
+    Moment,
 }
 
 /// One window on the time line, half-open: `start <= t < end`.
@@ -58,6 +60,7 @@ impl Window {
             Window::Hour => floor.checked_add(1.hour()),
             Window::Day => floor.checked_add(1.day()),
             Window::Month => floor.checked_add(1.month()),
+            Window::Moment => return Span { start: Timestamp::UNIX_EPOCH, end: Timestamp::MAX },
         }
         .unwrap_or(DateTime::MAX);
         let at = |civil: DateTime| zone.to_timestamp(civil).unwrap_or(Timestamp::MAX);
@@ -79,20 +82,21 @@ impl Window {
     fn floor(self, local: DateTime) -> DateTime {
         let date = local.date();
         match self {
-            Window::Minute => date.at(local.hour(), local.minute(), 0, 0),
+            Window::Minute | Window::Moment => date.at(local.hour(), local.minute(), 0, 0),
             Window::Hour => date.at(local.hour(), 0, 0, 0),
             Window::Day => date.at(0, 0, 0, 0),
             Window::Month => date.first_of_month().at(0, 0, 0, 0),
         }
     }
 
-    /// `minute`, `hour`, `day` or `month`.
+    /// `minute`, `hour`, `day` or `month`; `moment` for none.
     pub fn as_str(self) -> &'static str {
         match self {
             Window::Minute => "minute",
             Window::Hour => "hour",
             Window::Day => "day",
             Window::Month => "month",
+            Window::Moment => "moment",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the audit trail says of an exchange.
 //!
 //! Rules are data (`config`), compiled for each route (`rules`); what they tell of requests and answers is masked
-//! (`masking`). Two events are no rule's: that a caller's token contradicts its session, for such a call never
-//! becomes an exchange, and that its tenant is blocked.
+//! (`masking`). Three events are no rule's: that a caller's token contradicts its session, for such a call never
+//! becomes an exchange, that its tenant is blocked, and that it passed over a soft limit.
 
 pub(crate) mod config;
 mod masking;
@@ -11,4 +11,4 @@ mod summary;
 mod trail;
 
 pub(crate) use rules::Rules;
-pub(crate) use trail::{Bearer, End, Trail, tenant_blocked, tenant_mismatch};
+pub(crate) use trail::{Bearer, End, Trail, quota_soft_exceeded, tenant_blocked, tenant_mismatch};

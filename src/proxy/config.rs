@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::audit::config::AuditRule;
 use super::cut::CutEvent;
+use super::refusal::RefusalText;
 use crate::model::event::EventType;
 
 /// The public listener.
@@ -187,6 +188,8 @@ pub struct RouteConfig {
     pub drain: Option<DrainConfig>,
     /// Whether a stream is cut when it has used up what its tenant has left; `None` lets it finish.
     pub cut: Option<CutConfig>,
+    /// The body of its refusals for quota; `None` is the service's own shape.
+    pub refusal: Option<Arc<RefusalText>>,
     /// What its exchanges leave in the audit trail.
     pub audit: Vec<AuditRule>,
 }

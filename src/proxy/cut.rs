@@ -93,7 +93,7 @@ impl CutEvent {
 }
 
 /// Names in braces, with the places of their opening braces. JSON has no such thing outside of its strings.
-fn placeholders(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(super) fn placeholders(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.match_indices('{').filter_map(move |(at, _)| {
         let name = text[at + 1..].split('}').next().filter(|name| name.len() + at + 1 < text.len())?;
         let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -101,7 +101,7 @@ fn placeholders(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let quoted = Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
 }

@@ -19,7 +19,7 @@ use super::headers::{Caller, X_REQUEST_ID};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};
-use super::reply::set_rate_limits;
+use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
 use super::tap::tap;
@@ -139,6 +139,7 @@ impl Exchange<'_> {
         settlement.answered(&answer);
         set_rate_limits(&mut answer.headers, settlement.standings(), Timestamp::now());
         answer.headers.insert(X_REQUEST_ID, self.id.clone());
+        expose_added(&mut answer.headers);
         let body = tap(body, settlement, self.core.upstream.idle_timeout).await;
         Ok(Response::from_parts(answer, body.into()))
     }

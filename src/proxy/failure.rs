@@ -90,7 +90,9 @@ impl Failure {
             Failure::TokenInvalid => "token_invalid",
             Failure::TenantMismatch => "tenant_mismatch",
             Failure::TenantBlocked => "tenant_blocked",
-            Failure::OverQuota(refusal) if refusal.standing.dimension.window == Window::Minute => {
+            Failure::OverQuota(refusal)
+                if matches!(refusal.standing.dimension.window, Window::Minute | Window::Moment) =>
+            {
                 "rate_limited"
             }
             Failure::OverQuota(_) => "quota_exceeded",

@@ -22,6 +22,7 @@ use super::exchange::Exchange;
 use super::failure::{Failure, Side};
 use super::headers::{check_host, request_id, set_forwarding, take_host};
 use super::passing::pass;
+use super::refusal::RefusalText;
 use super::reply::reply;
 use super::route::Found;
 use super::settlement::Arrival;
@@ -130,10 +131,10 @@ impl Worker {
     async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         if let Err(failure) = check(&request) {
             self.core.metrics.bad_requests.inc();
-            return self.reply(&failure, None, request.headers().get(header::ORIGIN));
+            return self.reply(&failure, None, request.headers().get(header::ORIGIN), None);
         }
         if self.core.cutting.load(Ordering::Relaxed) {
-            return self.reply(&Failure::Draining, None, request.headers().get(header::ORIGIN));
+            return self.reply(&Failure::Draining, None, request.headers().get(header::ORIGIN), None);
         }
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
@@ -142,8 +143,10 @@ impl Worker {
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
+        let mut words = None;
         let answer = match policy.routes.find(&head.method, head.uri.path()) {
             Some(Found { route, segments }) => {
+                words = route.config.refusal.clone();
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
                 let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
                 Exchange { core, hub, upstream, policy, route, segments, caller, id: id.clone(), arrival }
@@ -152,7 +155,7 @@ impl Worker {
             }
             None => self.pass(Guard::into_inner(policy), head, body).await,
         };
-        answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref()))
+        answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref(), words.as_deref()))
     }
 
     async fn pass(
@@ -173,6 +176,7 @@ impl Worker {
         failure: &Failure,
         id: Option<HeaderValue>,
         origin: Option<&HeaderValue>,
+        words: Option<&RefusalText>,
     ) -> Response<Body> {
         bump(&self.core.metrics.replies, "code", failure.code());
         if failure.side() == Side::Upstream {
@@ -180,7 +184,7 @@ impl Worker {
         }
         let mut fresh = header::HeaderMap::new();
         let id = id.unwrap_or_else(|| request_id(&mut fresh));
-        reply(failure, &id, origin, jiff::Timestamp::now())
+        reply(failure, &id, origin, words, jiff::Timestamp::now())
     }
 }
 

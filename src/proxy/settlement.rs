@@ -28,6 +28,7 @@ use super::route::Route;
 use crate::meter::{Inspected, Meter, StreamKind};
 use crate::model::event::{EventType, Outcome, Record};
 use crate::model::quota::Amounts;
+use crate::model::tokens::TokenUsage;
 use crate::quota::{Denial, Entitlement, Refusal, Reservation};
 use crate::record::{Hub, Records};
 use crate::telemetry::bump;
@@ -39,6 +40,7 @@ mod closing;
 mod event;
 mod late;
 mod limit;
+mod soft;
 
 /// How long the end of an answer waits for the journal before it is released all the same: no fault of recording is
 /// ever felt by a caller, not even a disk that hangs.
@@ -100,7 +102,11 @@ impl Settlement {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
         let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
-        let amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
+        let mut amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
+        // Of what it will name nothing is known but what the request asks for. Output is the dearer side.
+        let (price, _) = open.policy.prices.price(open.subject.inspected.model.as_deref(), open.arrival.at);
+        let tokens = TokenUsage { output: Some(amounts.tokens), ..TokenUsage::default() };
+        amounts.cost_nanousd = price.cost_nanousd(&tokens);
         let enforce = config.enforce == Enforce::Hard;
         let (now, patience) = (open.arrival.at, open.core.lease_wait);
         let enforcer = &open.core.enforcer;
@@ -114,6 +120,7 @@ impl Settlement {
                 if reservation.is_unleased() {
                     open.metadata.insert("unleased".into(), json!(true));
                 }
+                open.pass_over_soft(&reservation);
                 open.reservation = Some(reservation);
                 Ok(())
             }
@@ -303,6 +310,8 @@ fn expected(event: EventType, reserve_tokens: u64, inspected: &Inspected) -> Amo
         api_calls: 1,
         chat_messages: messages,
         embeddings,
+        cost_nanousd: 0,
+        concurrent: 1,
     }
 }
 

@@ -58,6 +58,8 @@ const DRY: u8 = 2;
 const AHEAD: u8 = 4;
 /// More has been asked for.
 const ASKED: u8 = 8;
+/// An exchange has passed over a soft limit in this window.
+const OVER: u8 = 16;
 
 const SECONDS: i64 = 60;
 
@@ -104,6 +106,9 @@ impl Counter {
     }
 
     fn end_s(&self) -> i64 {
+        if self.dimension.is_momentary() {
+            return Timestamp::MAX.as_second();
+        }
         self.start_s() + i64::from(self.length_min) * SECONDS
     }
 
@@ -136,7 +141,7 @@ impl Counter {
         } else if self.start_s().saturating_sub(second) > self.end_s() - self.start_s() {
             self.place(self.dimension.window.span(zone, now));
             self.elsewhere = self.elsewhere.saturating_add(self.used);
-            (self.used, self.granted, self.flags) = (0, 0, FRESH);
+            (self.used, self.granted, self.flags) = (0, 0, FRESH | (self.flags & OVER));
         }
     }
 
@@ -197,6 +202,13 @@ impl Counter {
         self.flags & (ASKED | DRY) == 0 && self.free() < i64::from(self.low)
     }
 
+    /// Notes that a soft limit was passed; whether this is the first time in the window.
+    pub(super) fn mark_over(&mut self) -> bool {
+        let first = self.flags & OVER == 0;
+        self.flags |= OVER;
+        first
+    }
+
     pub(super) fn mark_asked(&mut self) {
         self.flags |= ASKED;
     }
@@ -253,7 +265,7 @@ impl Counter {
     pub(super) fn begin_run(&mut self) {
         self.elsewhere = self.elsewhere.saturating_add(self.used);
         (self.used, self.granted, self.low) = (0, 0, 0);
-        self.flags = FRESH | (self.flags & AHEAD);
+        self.flags = FRESH | (self.flags & (AHEAD | OVER));
     }
 
     /// What everybody else used, as it was now read.

@@ -50,6 +50,8 @@ pub(super) struct Admission {
     pub(super) taken: bool,
     /// Whether more should be asked for, though nobody waits for it.
     pub(super) low: bool,
+    /// Soft limits that it is over, and whether it is the first to be in their windows.
+    pub(super) over_soft: SmallVec<[(Dimension, bool); 2]>,
 }
 
 impl Admission {
@@ -110,24 +112,32 @@ impl Ledger {
         let (mut standings, mut turns) = (Standings::new(), SmallVec::new());
         let mut short: Option<usize> = None;
         let (mut unleased, mut low) = (None, false);
+        let mut over_soft = SmallVec::new();
         for (at, (dimension, limit)) in limits.iter().enumerate() {
             let need = amounts.of(dimension.unit);
+            let soft = limits.is_soft(dimension);
             // An exchange uses no more messages or embeddings than it reserved: where that is none, no counter is needed.
             let spared = need == 0 && matches!(dimension.unit, Unit::ChatMessages | Unit::Embeddings);
             if spared && self.find(dimension).is_none() {
                 let same = standings.iter().find(|s: &&Standing| s.dimension.window == dimension.window);
                 let span = same.map_or_else(|| dimension.window.span(zone, now), |s| s.span);
-                standings.push(Standing { dimension, limit, used: 0, span });
+                standings.push(Standing { dimension, limit, used: 0, span, soft });
                 turns.push(NO_TURN);
                 continue;
             }
             let counter = self.current(dimension, zone, now);
-            let (used, span) = (counter.taken(), counter.span());
+            let (used, span) = (counter.taken(), told_span(counter, now));
             turns.push(counter.turn());
-            standings.push(Standing { dimension, limit, used, span });
+            standings.push(Standing { dimension, limit, used, span, soft });
             let Some(limit) = limit.filter(|_| need > 0) else { continue };
             let mut fits = used.saturating_add(need) <= limit;
-            if fits && rule == Rule::Leased {
+            if soft {
+                if !fits {
+                    over_soft.push((dimension, false));
+                }
+                continue;
+            }
+            if fits && rule == Rule::Leased && !dimension.is_momentary() {
                 let free = counter.free();
                 let leased = i64::try_from(need).is_ok_and(|need| need <= free);
                 if !leased && counter.is_dry(limit) {
@@ -148,11 +158,16 @@ impl Ledger {
                 let standing = standings.iter().find(|standing| standing.dimension == counter.dimension);
                 if let Some(standing) = standing.filter(|_| amount > 0) {
                     counter.reserve(amount);
-                    low |= rule == Rule::Leased && standing.limit.is_some() && counter.is_low();
+                    low |= rule == Rule::Leased
+                        && is_leased(standing.dimension, standing.limit)
+                        && counter.is_low();
                 }
             }
+            for (dimension, first) in &mut over_soft {
+                *first = self.find(*dimension).is_some_and(Counter::mark_over);
+            }
         }
-        Admission { standings, turns, short, unleased, taken, low }
+        Admission { standings, turns, short, unleased, taken, low, over_soft }
     }
 
     /// Reserves `more` in each of these windows (dimension, turn, limit), or in none of them; whether it did, and whether
@@ -230,7 +245,8 @@ impl Ledger {
             let mut counter =
                 known.unwrap_or_else(|| Counter::open(dimension, dimension.window.span(zone, now)));
             counter.look(zone, now, || None);
-            Standing { dimension, limit, used: counter.taken(), span: counter.span() }
+            let (used, span) = (counter.taken(), told_span(&counter, now));
+            Standing { dimension, limit, used, span, soft: limits.is_soft(dimension) }
         };
         limits.iter().map(standing).collect()
     }
@@ -247,7 +263,7 @@ impl Ledger {
     ) -> SmallVec<[Want; 4]> {
         let mut wants = SmallVec::new();
         let (Some(limits), zone) = (self.limits.clone(), &self.zone.clone()) else { return wants };
-        for (dimension, limit) in limits.iter().filter(|(_, limit)| limit.is_some()) {
+        for (dimension, limit) in limits.iter().filter(|(d, limit)| is_leased(*d, *limit)) {
             let need = most.of(dimension.unit);
             if need == 0 && self.find(dimension).is_none_or(|counter| !news && !counter.is_low()) {
                 continue;
@@ -368,4 +384,20 @@ impl Ledger {
             self.counters.len() - 1
         })
     }
+}
+
+/// Whether replicas share a limit by leases.
+fn is_leased(dimension: Dimension, limit: Limit) -> bool {
+    limit.is_some() && !dimension.is_momentary()
+}
+
+/// The window that clients are told. What is held of a limit of a moment may be free in a second.
+fn told_span(counter: &Counter, now: Timestamp) -> Span {
+    if counter.dimension.is_momentary() {
+        return Span {
+            start: now,
+            end: now.saturating_add(jiff::SignedDuration::from_secs(1)).unwrap_or(now),
+        };
+    }
+    counter.span()
 }

@@ -49,6 +49,8 @@ pub struct OverrideConfig {
     pub plan: Option<PlanName>,
     /// Single limits, over the plan's.
     pub limits: Vec<(Dimension, Limit)>,
+    /// The limits that are soft, instead of those of the plan.
+    pub soft: Option<Vec<Dimension>>,
     /// The first instant at which it no longer holds.
     pub expires: Option<Timestamp>,
     /// Why.
@@ -207,9 +209,13 @@ impl Plans {
         let plan = layers.plan().map(|(plan, _)| plan.as_str()).or(plan);
         let mut entitlement = self.plan(plan, now).clone();
         let mut single = layers.limits().peekable();
-        if single.peek().is_some() {
+        let soft = layers.config.and_then(|config| config.soft.as_deref());
+        if single.peek().is_some() || soft.is_some() {
             let mut limits = Limits::clone(&entitlement.limits);
             single.for_each(|(dimension, limit)| limits.set(dimension, limit));
+            if let Some(soft) = soft {
+                limits.soften(soft);
+            }
             entitlement.limits = Arc::new(limits);
         }
         entitlement.blocked = layers.blocked();

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::asking::Asking;
 use super::ledger::{Admission, Refusal, Standings};
 use super::locked::Tenant;
-use crate::model::quota::{Amounts, Charge, Standing, Unit};
+use crate::model::quota::{Amounts, Charge, Dimension, Standing, Unit};
 use crate::model::tenant::TenantId;
 
 /// Amounts taken for one exchange. Settled once; dropped unsettled it gives everything back.
@@ -21,6 +21,7 @@ pub struct Reservation {
     /// The turn of each standing's window.
     turns: SmallVec<[u16; 4]>,
     would_refuse: Option<Box<Refusal>>,
+    over_soft: SmallVec<[(Dimension, bool); 2]>,
     /// Admitted by what is known here, because no lease could be had.
     unleased: bool,
     open: bool,
@@ -37,12 +38,12 @@ impl Reservation {
         would_refuse: Option<Box<Refusal>>,
     ) -> Self {
         asking.metrics.reservations.inc();
-        let Admission { mut standings, turns, .. } = admission;
+        let Admission { mut standings, turns, over_soft, .. } = admission;
         for standing in &mut standings {
             standing.used = standing.used.saturating_add(amounts.of(standing.dimension.unit));
         }
         let unleased = asking.is_on_its_own();
-        Self { id, tenant, asking, amounts, standings, turns, would_refuse, unleased, open: true }
+        Self { id, tenant, asking, amounts, standings, turns, would_refuse, over_soft, unleased, open: true }
     }
 
     /// Whether it was admitted by what this replica knows alone, because the database was away.
@@ -69,6 +70,12 @@ impl Reservation {
         self.would_refuse.as_deref()
     }
 
+    /// The soft limits that it is over, each with whether it is the first of its tenant to be in this window, as far as
+    /// this replica knows.
+    pub fn over_soft(&self) -> &[(Dimension, bool)] {
+        &self.over_soft
+    }
+
     /// Raises the reserved tokens to `tokens` in all, if every dimension of tokens has room for them by the limits of the
     /// admission. False: there is no room, and nothing was taken.
     pub fn extend(&mut self, tokens: u64) -> bool {
@@ -78,7 +85,8 @@ impl Reservation {
         }
         let windows = self.standings.iter().zip(&self.turns);
         let windows = windows.filter(|(standing, _)| standing.dimension.unit == Unit::Tokens);
-        let windows = windows.map(|(standing, turn)| (standing.dimension, *turn, standing.limit));
+        let windows = windows
+            .map(|(standing, turn)| (standing.dimension, *turn, standing.limit.filter(|_| !standing.soft)));
         let (extended, low) = self.tenant.ledger().extend(windows, more, self.asking.rule());
         if low {
             self.asking.soon(&self.id, &self.tenant, Amounts::default());
@@ -90,17 +98,22 @@ impl Reservation {
     }
 
     /// Replaces the reservation by what was used, and says what that adds to the live counters: one charge for each
-    /// dimension, limited or not, in the window of the reservation. Amounts of 0 make no charge.
+    /// dimension, limited or not, in the window of the reservation. Amounts of 0 make no charge, but
+    /// for the cost of tokens that cost nothing: a later count may correct it.
     pub fn settle(mut self, used: Amounts) -> Vec<Charge> {
         self.close(used);
-        let charged = |standing: &&Standing| used.of(standing.dimension.unit) > 0;
+        let charged = |standing: &&Standing| {
+            let unit = standing.dimension.unit;
+            used.of(unit) > 0 || (unit == Unit::Cost && used.tokens > 0)
+        };
         let mut charges = Vec::with_capacity(self.standings.iter().filter(charged).count());
         charges.extend(self.standings.iter().filter(charged).map(|standing| Charge {
             dimension: standing.dimension,
             window_start: standing.span.start,
             window_end: standing.span.end,
             amount: i64::try_from(used.of(standing.dimension.unit)).unwrap_or(i64::MAX),
-            limit: standing.limit,
+            // Who reads the counter to decide is to let pass what passes here.
+            limit: standing.limit.filter(|_| !standing.soft),
         }));
         charges
     }

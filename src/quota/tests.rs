@@ -14,6 +14,7 @@ use crate::telemetry::Metrics;
 
 mod extending;
 mod leases;
+mod limits;
 mod model;
 mod overrides;
 mod plans;
@@ -51,7 +52,7 @@ fn limited_in(zone: &str, limits: &[(Dimension, Limit)]) -> Entitlement {
 }
 
 fn message(tokens: u64) -> Amounts {
-    Amounts { tokens, api_calls: 1, chat_messages: 1, embeddings: 0 }
+    Amounts { tokens, api_calls: 1, chat_messages: 1, embeddings: 0, ..Amounts::default() }
 }
 
 fn used(enforcer: &Enforcer, entitlement: &Entitlement, dimension: Dimension, now: Timestamp) -> u64 {

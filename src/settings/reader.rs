@@ -17,6 +17,7 @@ use super::fault::Fault;
 use super::layers::Layers;
 use super::path::{Step, dotted, inline, quoted};
 use super::units;
+use crate::model::quota::nanousd;
 
 /// What reading has found so far.
 #[derive(Debug)]
@@ -409,13 +410,27 @@ impl<'a> Slot<'a> {
         read(text).map_err(|reason| self.fault(reason)).ok()
     }
 
+    /// A limit of cost: US dollars, in nano-dollars, or unlimited.
+    pub(super) fn limit_usd(&self) -> Option<Option<u64>> {
+        let value = self.present()?;
+        if matches!(&value.kind, ValueKind::String(text) if text == "unlimited") {
+            self.leaf(value);
+            return Some(None);
+        }
+        self.money("limit").and_then(nanousd).map(Some)
+    }
+
     /// A number of US dollars, 0 or more.
     pub(super) fn dollars(&self) -> Option<f64> {
+        self.money("price")
+    }
+
+    fn money(&self, what: &str) -> Option<f64> {
         let number = self.float("a number of US dollars")?;
         if (0.0..=1e9).contains(&number) {
             return Some(number);
         }
-        self.fault(format!("{number} is no price: write US dollars, 0 or more"));
+        self.fault(format!("{number} is no {what}: write US dollars, 0 or more"));
         None
     }
 

@@ -1,5 +1,6 @@
 //! `[[routes]]`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::audit::{self, Reach, SharedRule};
@@ -10,7 +11,7 @@ use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
 use crate::proxy::{
-    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RouteConfig, SourceConfig,
+    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RefusalText, RouteConfig, SourceConfig,
 };
 
 /// What a chat message took in the service itself, before anything was known.
@@ -72,6 +73,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let unidentified = unidentified.map(|slot| slot.choice(&[("reject", false), ("pass", true)]));
     let reach =
         Reach { segments: Some(&segments), reads_body: !matches!(body, Some(BodyConfig::Opaque { .. })) };
+    let refusal = table.optional("refusal").map(|slot| slot.parse("a string", RefusalText::new));
     let own = table.optional("audit").map_or(Some(Vec::new()), |slot| audit::of_route(&slot, &reach));
     let shared = context.shared.iter().filter_map(|rule| rule.of(event?));
     Some(RouteConfig {
@@ -87,6 +89,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         pass_unidentified: given(unidentified)?,
         drain: drain?,
         cut: cut?,
+        refusal: given(refusal)?.map(Arc::new),
         audit: own?.into_iter().chain(shared).collect(),
     })
 }

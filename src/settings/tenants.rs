@@ -11,7 +11,7 @@ use super::effective::shown_secret;
 use super::path::bare_or_quoted;
 use super::reader::{Report, Slot, Table, all};
 use super::units;
-use crate::model::quota::{Dimension, Limits};
+use crate::model::quota::{Dimension, Limits, Unit};
 use crate::model::tenant::{PlanName, TenantId};
 use crate::{admin, proxy, quota, tenant};
 
@@ -344,7 +344,15 @@ fn plan(slot: &Slot<'_>) -> Option<quota::PlanConfig> {
         Some(zone) => zone.parse("a string", units::zone),
         None => Some("UTC".to_owned()),
     };
-    let named = limits(&table, &["time_zone"])?;
+    let soft = soft(&table);
+    let named = limits(&table, &["time_zone", "soft"])?;
+    let soft = soft?.unwrap_or_default();
+    for dimension in &soft {
+        if !named.iter().any(|(named, limit)| named == dimension && limit.is_some()) {
+            table.fault(format!("soft names {dimension}, which has no limit here"));
+            return None;
+        }
+    }
     if named.is_empty() {
         table.report().warn(format!(
             "{}: names no limit, so nothing is limited; say tokens_per_day = \"unlimited\" if that is meant",
@@ -355,7 +363,17 @@ fn plan(slot: &Slot<'_>) -> Option<quota::PlanConfig> {
     for (dimension, limit) in named {
         limits.set(dimension, limit);
     }
+    limits.soften(&soft);
     Some(quota::PlanConfig { limits, zone: zone? })
+}
+
+/// The limits that let through what is over them.
+fn soft(table: &Table<'_>) -> Option<Option<Vec<Dimension>>> {
+    let dimension = |text: &str| text.parse::<Dimension>().map_err(|error| error.to_string());
+    match table.optional("soft") {
+        Some(slot) => slot.strings(dimension).map(Some),
+        None => Some(None),
+    }
 }
 
 /// Every key of the table that nobody has asked for, as `DIMENSION = limit`.
@@ -365,13 +383,14 @@ fn limits(table: &Table<'_>, others: &[&str]) -> Option<Vec<(Dimension, Option<u
         let Ok(dimension) = name.parse::<Dimension>() else {
             let known = standard.iter().map(String::as_str).chain(others.iter().copied());
             slot.fault(format!(
-                "is no key here: write UNIT_per_WINDOW, of tokens, api_calls, chat_messages, embeddings and \
-                 minute, hour, day, month{}",
+                "is no key here: write concurrent_requests, or UNIT_per_WINDOW, of tokens, api_calls, \
+                 chat_messages, embeddings, cost_usd and minute, hour, day, month{}",
                 units::suggestion(name, known)
             ));
             return None;
         };
-        Some((dimension, slot.limit()?))
+        let limit = if dimension.unit == Unit::Cost { slot.limit_usd() } else { slot.limit() };
+        Some((dimension, limit?))
     }))
 }
 
@@ -394,13 +413,16 @@ fn tenant_override(slot: &Slot<'_>, plans: &[PlanName]) -> Option<quota::Overrid
     let plan = table.optional("plan").map(|plan| plan_named(&plan, plans));
     let expires = table.optional("expires").map(|expires| expires.parse("an instant", units::instant));
     let reason = table.optional("reason").map(|reason| reason.string());
-    let limits = limits(&table, &["plan", "expires", "reason"])?;
-    if plan.is_none() && limits.is_empty() {
+    let soft = soft(&table);
+    let limits = limits(&table, &["plan", "expires", "reason", "soft"])?;
+    let soft = soft?;
+    if plan.is_none() && limits.is_empty() && soft.is_none() {
         table.fault("changes nothing: name a plan, or a limit such as tokens_per_day");
     }
     Some(quota::OverrideConfig {
         plan: absent_or(plan)?,
         limits,
+        soft,
         expires: absent_or(expires)?,
         reason: absent_or(reason)?.map(str::to_owned),
     })

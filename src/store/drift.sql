@@ -8,7 +8,7 @@ WITH state AS (
     SELECT q.tenant_id, q.dimension, q.window_start, q.window_end, q.settled
     FROM quota_usage q, state
     WHERE q.window_start >= state.retained_from
-        AND split_part(q.dimension, '_per_', 1) IN ('tokens', 'api_calls', 'chat_messages', 'embeddings')
+        AND split_part(q.dimension, '_per_', 1) IN ('tokens', 'api_calls', 'chat_messages', 'embeddings', 'cost_usd')
         AND ($1::timestamptz IS NULL OR (q.window_start <= $1 AND q.window_end > $1))
 ), since AS MATERIALIZED (
     -- A clock that went back charges a window to events from before it; windows are at most moved by their own length.
@@ -24,7 +24,10 @@ WITH state AS (
             WHEN 'api_calls' THEN 1
             WHEN 'chat_messages' THEN e.chat_messages
             WHEN 'embeddings' THEN e.embeddings
-        END) AS charged
+            WHEN 'cost_usd' THEN coalesce(e.cost_usd, 0) * 1000000000
+        END) AS charged,
+        -- A row's cost has 8 decimals, its counter 9: each row may be off by half a hundred-millionth.
+        CASE split_part(c.dimension, '_per_', 1) WHEN 'cost_usd' THEN 5 * count(*) ELSE 0 END AS rounding
     FROM events e
     CROSS JOIN LATERAL (
         SELECT v.dimension, v.window_start
@@ -48,7 +51,7 @@ WITH state AS (
             AND q.window_start = s.window_start)
 ), compared AS MATERIALIZED (
     SELECT c.tenant_id, c.dimension, c.window_start, c.window_end, c.settled::numeric AS settled,
-        coalesce(s.charged, 0) AS charged
+        CASE WHEN abs(c.settled - s.charged) <= s.rounding THEN c.settled ELSE coalesce(s.charged, 0) END AS charged
     FROM counters c LEFT JOIN sums s USING (tenant_id, dimension, window_start)
     UNION ALL
     SELECT tenant_id, dimension, window_start, NULL, 0, charged FROM orphans

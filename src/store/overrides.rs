@@ -179,7 +179,7 @@ async fn set(client: &ClientWrapper, edit: &Edit<'_>) -> Result<Vec<Row>, Error>
 /// An override as the audit trail tells it, under its target's name.
 fn told(values: &mut Map<String, Value>, o: &Override) {
     let mut value = match &o.setting {
-        Setting::Limit(_, limit) => json!({"limit": limit}),
+        Setting::Limit(dimension, limit) => json!({"limit": limit.map(|n| dimension.unit.shown(n))}),
         Setting::Plan(plan) => json!({"plan": plan.as_str()}),
         Setting::Blocked => json!({"blocked": true}),
     };
@@ -191,7 +191,9 @@ fn told(values: &mut Map<String, Value>, o: &Override) {
 
 fn summary(changes: &[Change]) -> String {
     let one = |change: &Change| match change.set.as_ref().map(|set| &set.setting) {
-        Some(Setting::Limit(dimension, Some(limit))) => format!("{dimension} set to {limit}"),
+        Some(Setting::Limit(dimension, Some(limit))) => {
+            format!("{dimension} set to {}", dimension.unit.shown(*limit))
+        }
         Some(Setting::Limit(dimension, None)) => format!("{dimension} set to unlimited"),
         Some(Setting::Plan(plan)) => format!("plan set to {plan}"),
         Some(Setting::Blocked) => "blocked".to_owned(),

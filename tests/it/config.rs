@@ -322,6 +322,50 @@ fn faults_of_a_routes_endings_are_told_at_once() {
 }
 
 #[test]
+fn limits_of_cost_of_what_runs_at_once_and_soft_ones_are_read() {
+    let plan = "cost_usd_per_month = 12.5\nconcurrent_requests = 4\ntokens_per_day = 7\nsoft = [\"tokens_per_day\"]\n";
+    let settings = load(&format!(
+        "[plans.trial]\n{plan}[overrides.tn_one]\ncost_usd_per_day = \"unlimited\"\nsoft = []\n"
+    ));
+    let trial = &settings.plans[&"trial".into()].limits;
+    assert_eq!(limit(trial, "cost_usd_per_month"), Some(12_500_000_000));
+    assert_eq!(limit(trial, "concurrent_requests"), Some(4));
+    let soft = |dimension: &str| trial.is_soft(dimension.parse().unwrap());
+    assert_eq!((soft("tokens_per_day"), soft("concurrent_requests")), (true, false));
+    let override_of_one = &settings.overrides[&TenantId::parse("tn_one").unwrap()];
+    assert_eq!(override_of_one.soft, Some(Vec::new()));
+    assert_eq!(override_of_one.limits, [("cost_usd_per_day".parse().unwrap(), None)]);
+    let variables = [("TOLLGATE__PLANS__TRIAL__COST_USD_PER_DAY", "0.25")];
+    assert_eq!(
+        limit(&load_with(variables).plans[&"trial".into()].limits, "cost_usd_per_day"),
+        Some(250_000_000)
+    );
+}
+
+#[test]
+fn faults_of_more_limits_and_of_a_routes_words_are_told_at_once() {
+    let file = File::with(
+        "[plans.trial]\ncost_usd_per_day = -1\nconcurrent_requests = 1.5\nsoft = [\"tokens\"]\n\
+         [plans.pro]\ntokens_per_month = 5\nsoft = [\"tokens_per_hour\"]\n\
+         [plans.starter]\nconcurrent_requests_per_day = 5\n\
+         [[routes]]\npath = \"/x\"\nrefusal = '{\"a\": {error}}'\n\
+         [[routes]]\npath = \"/y\"\nrefusal = '{\"a\": {user}}'\n",
+    );
+    let faults: Vec<_> =
+        file.faults().into_iter().map(|(_, key, reason)| format!("{key}: {reason}")).collect();
+    let told =
+        |start: &str| assert!(faults.iter().any(|fault| fault.starts_with(start)), "{start}: {faults:#?}");
+    told("plans.trial.cost_usd_per_day: -1 is no limit: write US dollars, 0 or more");
+    told("plans.trial.concurrent_requests: must be a whole number");
+    told("plans.trial.soft[0]: \"tokens\" is no quota dimension: ");
+    told("plans.pro: soft names tokens_per_hour, which has no limit here");
+    told("plans.starter.concurrent_requests_per_day: is no key here: ");
+    told("routes[0].refusal: is no JSON once it is filled: ");
+    told("routes[1].refusal: holds {user}, which stands for nothing: there are {error}, ");
+    assert_eq!(faults.len(), 7, "{faults:#?}");
+}
+
+#[test]
 fn audit_rules_of_a_file_replace_the_shared_ones_and_none_can_be_left() {
     let route = "[[routes]]\npath = \"/x\"\n";
     assert_eq!(load(route).routes[0].audit.len(), 2, "what holds for every event");

@@ -4,12 +4,14 @@
 mod admin;
 mod alerts;
 mod architecture;
+mod browser;
 mod config;
 mod demo;
 mod faults;
 mod formats;
 mod gateway;
 mod harness;
+mod limits;
 mod nginx;
 mod outages;
 mod overrides;

@@ -31,6 +31,7 @@ time_zone = "Pacific/Auckland"
 tokens_per_day = 100000
 tokens_per_month = 1000000
 api_calls_per_hour = 1000
+cost_usd_per_day = 5.0
 [overrides.tn_zone]
 plan = "mixed"
 [overrides.tn_poor]
@@ -103,6 +104,8 @@ async fn counters_are_the_sum_of_their_events_after_mixed_traffic_and_one_that_w
     let drift = database.store().drift(Some(Timestamp::now())).await.unwrap();
     assert_eq!((drift.drifted, drift.total), (0, 0));
     assert!(drift.counters >= 9, "{drift:?}");
+    let cost = "SELECT sum(settled) > 0 FROM quota_usage WHERE dimension = 'cost_usd_per_day'";
+    assert_eq!(database.one(cost), "t", "cost is a counter like others");
     assert_eq!(
         database.one(
             "SELECT count(*) FROM tenant_usage_realtime WHERE metadata ? 'charged' AND tenant_id <> 'tn_zone'"

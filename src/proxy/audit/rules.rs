@@ -226,6 +226,8 @@ impl Rule {
 /// The value, if there is one. What the gateway should know and does not is null.
 fn find(source: Source, trail: &Trail<'_>, end: &End<'_>) -> Option<Value> {
     let standing = end.refusal.map(|refusal| &refusal.standing);
+    let shown =
+        |amount: Option<u64>| Value::from(standing.zip(amount).map(|(s, n)| s.dimension.unit.shown(n)));
     Some(match source {
         Source::Request(place) => return trail.request.get(place)?.clone(),
         Source::Answer(place) => return end.answer.get(place)?.clone(),
@@ -239,10 +241,10 @@ fn find(source: Source, trail: &Trail<'_>, end: &End<'_>) -> Option<Value> {
             Known::Status => Value::from(end.status),
             Known::Outcome => Value::from(end.outcome.as_str()),
             Known::QuotaType => Value::from(standing.map(|standing| standing.dimension.to_string())),
-            Known::Limit => Value::from(standing.and_then(|standing| standing.limit)),
-            Known::Used => Value::from(standing.map(|standing| standing.used)),
-            Known::Needed => Value::from(end.refusal.map(|refusal| refusal.needed)),
-            Known::ExceededBy => Value::from(end.refusal.and_then(|refusal| {
+            Known::Limit => shown(standing.and_then(|standing| standing.limit)),
+            Known::Used => shown(standing.map(|standing| standing.used)),
+            Known::Needed => shown(end.refusal.map(|refusal| refusal.needed)),
+            Known::ExceededBy => shown(end.refusal.and_then(|refusal| {
                 let needed = refusal.standing.used.saturating_add(refusal.needed);
                 refusal.standing.limit.map(|limit| needed.saturating_sub(limit))
             })),

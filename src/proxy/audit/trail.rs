@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::model::event::{Actor, AuditEvent, AuditResult, Outcome};
+use crate::model::quota::Standing;
 use crate::model::tenant::TenantId;
 use crate::quota::Refusal;
 
@@ -105,6 +106,23 @@ pub(crate) fn tenant_blocked(trail: &Trail<'_>) -> AuditEvent {
     trail.about(&mut event, "chat_session", trail.session.map(str::to_owned));
     event.new_values = Some(json!({"endpoint": trail.endpoint, "reason": "blocked"}));
     event.result = AuditResult::Failure;
+    event
+}
+
+/// The first call of a tenant over a soft limit in its window.
+pub(crate) fn quota_soft_exceeded(trail: &Trail<'_>, standing: &Standing) -> AuditEvent {
+    let mut event = trail.event("quota_soft_exceeded", "error", "execute", trail.ended());
+    let dimension = standing.dimension.to_string();
+    let unit = standing.dimension.unit;
+    event.new_values = Some(json!({
+        "quota_type": dimension,
+        "limit": standing.limit.map(|limit| unit.shown(limit)),
+        "used": unit.shown(standing.used),
+        "window_start": standing.span.start.to_string(),
+        "resets_at": standing.span.end.to_string(),
+    }));
+    trail.about(&mut event, "chat_session", trail.session.map(str::to_owned));
+    event.result = AuditResult::Partial;
     event
 }
 

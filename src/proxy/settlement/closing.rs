@@ -79,16 +79,19 @@ impl Open {
         let priced =
             charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
         let served = charging::is_served(close.outcome, self.status);
+        let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
+        let billed = close.reading.billed.as_ref();
+        let tokens = priced.tokens.unwrap_or(0);
+        let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, tokens, served);
         let used = Amounts {
-            tokens: priced.tokens.unwrap_or(0),
+            tokens,
             api_calls: 1,
             chat_messages: if served { reserved.chat_messages } else { 0 },
             embeddings: if served { reserved.embeddings } else { 0 },
+            cost_nanousd,
+            concurrent: 0,
         };
         let charges = self.charge(used);
-        let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
-        let billed = close.reading.billed.as_ref();
-        let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, used.tokens, served);
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
         }
@@ -114,7 +117,7 @@ impl Open {
                 reported: close.reading.usage,
                 source: *source,
                 model: model.clone(),
-                charged: used.tokens,
+                charged: used,
                 told,
             };
             self.amend_later(late, &charges);

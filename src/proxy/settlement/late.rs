@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::account::Open;
 use crate::meter::Counted;
 use crate::model::event::{Amendment, AuditEvent, Record};
-use crate::model::quota::{Charge, Unit};
+use crate::model::quota::{Amounts, Charge, Unit};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::charging;
 use crate::record::Records;
@@ -18,8 +18,8 @@ pub(super) struct Late {
     /// What the row will say.
     pub(super) source: TokenSource,
     pub(super) model: Option<String>,
-    /// Tokens charged until then.
-    pub(super) charged: u64,
+    /// Charged until then.
+    pub(super) charged: Amounts,
     /// The audit events that tell the tokens.
     pub(super) told: Vec<Told>,
 }
@@ -37,17 +37,19 @@ impl Open {
         let Some(tenant_id) = self.subject.tenant.clone() else { return };
         let (core, policy, route) = (self.core.clone(), self.policy.clone(), self.route.clone());
         let (event_id, at) = (self.event_id, self.arrival.at);
-        let charges = charges.iter().filter(|charge| charge.dimension.unit == Unit::Tokens);
-        let charges: Vec<Charge> = charges.cloned().collect();
+        let counted = |charge: &&Charge| matches!(charge.dimension.unit, Unit::Tokens | Unit::Cost);
+        let charges: Vec<Charge> = charges.iter().filter(counted).cloned().collect();
         self.core.tasks.spawn_on(
             async move {
                 let Ok(counted) = late.counting.await else { return };
                 let usage = charging::usage_of(&late.reported, &counted);
                 let tokens = usage.total().unwrap_or(0);
-                let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
-                let delta = signed(tokens) - signed(late.charged);
-                let charges: Vec<_> =
-                    charges.into_iter().map(|charge| Charge { amount: delta, ..charge }).collect();
+                let cost_nanousd = policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage);
+                let now = Amounts { tokens, cost_nanousd, ..late.charged };
+                let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+                let delta = |unit| signed(now.of(unit)) - signed(late.charged.of(unit));
+                let corrected = |charge: Charge| Charge { amount: delta(charge.dimension.unit), ..charge };
+                let charges: Vec<_> = charges.into_iter().map(corrected).collect();
                 let lease_run = core.enforcer.run();
                 core.enforcer.amend(&tenant_id, &charges);
                 let amendment = Amendment {
@@ -57,7 +59,7 @@ impl Open {
                     usage,
                     tokens_consumed: tokens,
                     token_source: late.source,
-                    cost_nanousd: policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage),
+                    cost_nanousd,
                     charges,
                     lease_run,
                 };

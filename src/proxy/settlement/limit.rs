@@ -78,7 +78,6 @@ impl Open {
 /// The dimension of tokens with the least left at admission: the first to be used up.
 fn scarcest(reservation: &Reservation) -> Option<&Standing> {
     let standings = reservation.standings().iter();
-    let limited =
-        standings.filter(|standing| standing.dimension.unit == Unit::Tokens && standing.limit.is_some());
+    let limited = standings.filter(|s| s.dimension.unit == Unit::Tokens && s.limit.is_some() && !s.soft);
     limited.min_by_key(|standing| standing.remaining())
 }

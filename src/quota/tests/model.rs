@@ -52,7 +52,8 @@ impl Model {
 }
 
 /// What makes a ledger look at the clock in every dimension.
-const ONE_OF_EACH: Amounts = Amounts { tokens: 1, api_calls: 1, chat_messages: 1, embeddings: 1 };
+const ONE_OF_EACH: Amounts =
+    Amounts { tokens: 1, api_calls: 1, chat_messages: 1, embeddings: 1, cost_nanousd: 0, concurrent: 0 };
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -71,6 +72,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
                 api_calls,
                 chat_messages,
                 embeddings,
+                ..Amounts::default()
             },
         )
     };

@@ -116,7 +116,7 @@ proptest! {
             plan: config.plan.map(|(plan, _)| names[plan].clone()),
             limits: config.limits.iter().map(|(at, limit, _)| (DIMENSIONS[*at], *limit)).collect(),
             expires: config_expiry.map(minute),
-            reason: None,
+            ..OverrideConfig::default()
         };
         let overrides = Overrides::new();
         let expires = |expiry: Option<i64>| expiry.map(minute);

@@ -33,6 +33,7 @@ fn overrides_go_before_the_plan_and_end_when_they_expire() {
         limits: vec![(MESSAGES, Some(7)), (CALLS, None)],
         expires: Some(expires),
         reason: Some("pilot".into()),
+        ..OverrideConfig::default()
     };
     let plans = plans(&[("tn_one", config.clone())], Metrics::new());
     let during = plans.entitlement(&tenant("tn_one"), Some("trial"), noon());

@@ -7,14 +7,33 @@
 WITH found AS (
     -- Use that is written only after its window turned counts for a while.
     SELECT q.tenant_id, 'quota_threshold' AS kind, q.dimension, t.percent AS threshold, q.window_start, q.window_end,
-        q.settled::numeric AS observed, q.limit_value::numeric AS reference,
-        format('%s: %s of %s used, %s %% is the threshold', q.dimension, q.settled, q.limit_value, t.percent) AS summary
+        u.settled AS observed, u.limit_value AS reference,
+        format('%s: %s of %s used, %s %% is the threshold', q.dimension, u.settled, u.limit_value, t.percent) AS summary
     FROM quota_usage q
+    -- Cost is counted in nano-dollars, and told in dollars.
+    CROSS JOIN LATERAL (SELECT CASE WHEN q.dimension LIKE 'cost\_usd\_%' THEN 9 ELSE 0 END AS decimals) d
+    CROSS JOIN LATERAL (
+        SELECT trim_scale(q.settled / 10::numeric ^ d.decimals) AS settled,
+            trim_scale(q.limit_value / 10::numeric ^ d.decimals) AS limit_value
+    ) u
     JOIN unnest($1::float8[]::numeric[]) AS t(percent) ON q.settled >= q.limit_value * t.percent / 100
     WHERE q.window_end > now() - interval '10 minutes' AND q.window_start <= now() AND q.limit_value > 0
       -- Most tenants are below the lowest: passed over without exact arithmetic, and with a little to spare for that.
       AND q.settled >= q.limit_value * (SELECT min(percent) * 0.00999 FROM unnest($1::float8[]) AS lowest(percent))
       AND q.dimension LIKE ANY ($2::text[])
+
+    UNION ALL
+    -- Soft limits: the counter has no limit of theirs, for it would say that calls are refused. Whoever lets the first
+    -- call of a window over one says so in the audit trail.
+    SELECT DISTINCT ON (a.tenant_id, s.quota_type, s.window_start)
+        a.tenant_id, 'quota_threshold', s.quota_type, 100::numeric, s.window_start, s.resets_at, s.used, s."limit",
+        format('%s: %s of %s used, the limit is soft', s.quota_type, s.used, s."limit")
+    FROM audit_events a
+    CROSS JOIN LATERAL jsonb_to_record(a.new_values) AS s(
+        quota_type text, "limit" numeric, used numeric, window_start timestamptz, resets_at timestamptz)
+    WHERE a.event_type = 'quota_soft_exceeded' AND a."timestamp" >= now() - interval '1 day'
+      AND a.tenant_id IS NOT NULL AND s.resets_at > now() - interval '10 minutes'
+      AND s.quota_type LIKE ANY ($2::text[])
 
     UNION ALL
     SELECT m.tenant_id, 'error_rate', '', $3::float8::numeric, m.period_start, m.period_end,

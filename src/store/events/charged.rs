@@ -35,12 +35,13 @@ pub(super) fn exceptional(event: &UsageEvent) -> Option<Value> {
     Some(Value::Object(windows.collect::<Map<_, _>>()))
 }
 
-/// What the row says was used.
+/// What the row says was used, in a unit of the standard dimensions.
 fn amount(event: &UsageEvent, unit: Unit) -> u64 {
     match unit {
         Unit::Tokens => event.tokens_consumed.unwrap_or(0),
         Unit::ApiCalls => 1,
         Unit::ChatMessages => event.messages,
         Unit::Embeddings => event.embeddings,
+        Unit::Cost | Unit::ConcurrentRequests => 0,
     }
 }

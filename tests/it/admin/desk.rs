@@ -133,6 +133,7 @@ fn quota(tenant: &TenantId, override_of_tokens: Option<u64>, overrides: &Arc<Ove
     let standing = |(dimension, limit): (Dimension, _)| Standing {
         dimension,
         limit,
+        soft: false,
         used: if dimension == tokens { 1_000 } else { 3 },
         span: dimension.window.span(&TimeZone::UTC, now),
     };

@@ -109,7 +109,7 @@ async fn quotas_of_windows_that_go_on_or_are_just_over_count_and_no_others() {
     let rows = [
         window("tn_half", "tokens_per_day", -60, 600, 50, "100"),
         window("tn_less", "tokens_per_day", -60, 600, 49, "100"),
-        window("tn_all", "cost_per_month", -60, 600, 9_223_372_036_854_775_807, "9223372036854775807"),
+        window("tn_all", "cost_usd_per_month", -60, 600, 9_223_372_036_854_775_807, "9223372036854775807"),
         window("tn_unlimited", "tokens_per_day", -60, 600, 50, "NULL"),
         window("tn_off", "tokens_per_day", -60, 600, 0, "0"),
         window("tn_rate", "api_calls_per_minute", 0, 1, 30, "30"),
@@ -118,13 +118,13 @@ async fn quotas_of_windows_that_go_on_or_are_just_over_count_and_no_others() {
         window("tn_over", "tokens_per_hour", -90, -30, 80, "100"),
     ];
     database.rows(&rows.concat());
-    let most = i64::MAX;
+    let most = "9223372036.854775807";
     assert_eq!(
         raised(&database).await,
         [
-            format!("tn_all quota_threshold cost_per_month 100 {most} {most}"),
-            format!("tn_all quota_threshold cost_per_month 50 {most} {most}"),
-            format!("tn_all quota_threshold cost_per_month 80 {most} {most}"),
+            format!("tn_all quota_threshold cost_usd_per_month 100 {most} {most}"),
+            format!("tn_all quota_threshold cost_usd_per_month 50 {most} {most}"),
+            format!("tn_all quota_threshold cost_usd_per_month 80 {most} {most}"),
             "tn_half quota_threshold tokens_per_day 50 50 100".to_owned(),
             "tn_just_over quota_threshold tokens_per_hour 50 80 100".to_owned(),
             "tn_just_over quota_threshold tokens_per_hour 80 80 100".to_owned(),
