@@ -20,5 +20,6 @@ mod prices;
 mod recording;
 mod routes;
 mod sdk;
+mod sharing;
 mod sql;
 mod upkeep;
