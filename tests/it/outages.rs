@@ -9,6 +9,7 @@ mod ending;
 mod leaving;
 mod process;
 mod program;
+mod restart;
 mod upstream;
 
 use serde_json::{Value, json};

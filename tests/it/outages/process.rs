@@ -122,7 +122,7 @@ async fn fault_79_sigterm_lets_streams_end_and_the_exit_is_0_with_all_recorded()
 }
 
 #[tokio::test]
-async fn fault_79_a_second_sigterm_ends_at_once() {
+async fn fault_79_a_second_sigterm_cuts_what_is_left_and_the_exit_is_0_with_all_recorded() {
     let upstream = Upstream::answering(|_| {
         answer(200)
             .events([&json!({"token": "Hello", "partial": "Hello"})])
@@ -132,7 +132,7 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     .await;
     let database = shared().database();
     let data = tempfile::tempdir().unwrap();
-    configure(data.path(), &upstream.url(), &database.url(), "", "");
+    configure(data.path(), &upstream.url(), &database.url(), "drain_timeout = \"1h\"", "");
     let mut program = Program::start(data.path()).await;
     let mut client = Client::connect(program.address).await;
     client.send(chat("tn_twice", "hi")).await;
@@ -145,7 +145,10 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     })
     .await;
     program.signal(Kill::TERM);
-    assert_eq!((program.ended().await.code(), client.read_out().await), (Some(1), Ended::Cut));
+    assert_eq!((program.ended().await.code(), client.read_out().await), (Some(0), Ended::Cut));
+    let row = &rows(&database, "tn_twice", 1).await[0];
+    assert_eq!(core(row), came_to("cut", 200, 2, "partial"));
+    counters_equal_events(&database).await;
 }
 
 #[tokio::test]
