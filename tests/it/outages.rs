@@ -5,6 +5,7 @@
 mod clients;
 mod cutting;
 mod database;
+mod distance;
 mod ending;
 mod leaving;
 mod process;
