@@ -8,6 +8,7 @@ mod logs;
 mod prices;
 mod replicas;
 mod table;
+mod what_if;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -99,6 +100,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Replay recorded calls against other limits: who would have been refused, when, by what
+    #[command(
+        after_help = "Example:\n  tollgate what-if --config /etc/tollgate/tollgate.toml --plan tighter.toml --since 7d\n\n\
+        FILE has [plans.NAME] and [overrides.\"TENANT\"] as the config has them, and stands over it: a key that it does not \
+        name stays as it is. Calls that were refused are replayed too. A call that would be refused uses nothing. Ends with \
+        0 whether or not there are any."
+    )]
+    WhatIf {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        question: what_if::Question,
+    },
     /// List the Tollgate processes that share the database, or take one for dead
     #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
         LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
@@ -162,6 +176,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
+        Command::WhatIf { config, question } => what_if(config, question),
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
     };
@@ -288,6 +303,19 @@ fn verify_quota(config: &ConfigFile, json: bool) -> anyhow::Result<()> {
         0 => Ok(()),
         n => anyhow::bail!("{n} of {} counters differ from their events", drift.counters),
     }
+}
+
+fn what_if(config: &ConfigFile, question: &what_if::Question) -> anyhow::Result<()> {
+    let (settings, asked) = question.of(&config.load()?)?;
+    let replayed = runtime()?.block_on(Box::pin(gateway::what_if(&settings, &asked)))?;
+    let notes = what_if::notes(&asked, &replayed, Timestamp::now());
+    let mut stderr = std::io::stderr().lock();
+    for note in &notes {
+        let _ = writeln!(stderr, "note: {note}");
+    }
+    let told = what_if::told(&asked, &replayed, &notes, question.json);
+    let _ = std::io::stdout().lock().write_all(told.as_bytes());
+    Ok(())
 }
 
 fn replicas(config: &ConfigFile) -> anyhow::Result<()> {

@@ -247,6 +247,15 @@ pub fn date_or_instant(text: &str) -> Result<Timestamp, String> {
     })
 }
 
+/// The same, or how long before `now` it was: a duration such as `7d`.
+pub fn since(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+    if let Ok(ago) = duration(text) {
+        let ago = jiff::SignedDuration::try_from(ago).map_err(|_| format!("{text:?} is longer than time"))?;
+        return now.checked_sub(ago).map_err(|_| format!("{text:?} is before all calendars"));
+    }
+    date_or_instant(text).map_err(|reason| format!("{reason}, or how long ago it was, such as \"7d\""))
+}
+
 /// An instant with its offset (RFC 3339).
 pub(super) fn instant(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| {

@@ -1,0 +1,1 @@
+//! Why a tenant may use what it may.
