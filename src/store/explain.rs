@@ -14,6 +14,8 @@ use super::pool::{Store, StoreError};
 use super::report::{Binds, Snapshot, snapshot};
 use crate::model::tenant::TenantId;
 
+const REFUSED: &str = include_str!("explain/refusals.sql");
+
 /// Refusals that are told.
 pub const REFUSALS: i64 = 10;
 
@@ -148,7 +150,14 @@ async fn leases(db: &Snapshot<'_>, tenant: &TenantId, now: Timestamp) -> Result<
 }
 
 async fn refusals(db: &Snapshot<'_>, tenant: &TenantId, now: Timestamp) -> Result<Vec<Refused>, Error> {
-    let (sql, binds) = refusals_query(tenant, now);
+    let around = |days: i64| Timestamp::from_second(now.as_second() + days * 86_400).unwrap_or(now);
+    let mut binds = Binds::new();
+    binds.text(tenant.as_str());
+    binds.moment(around(-LOOKED_BACK_DAYS));
+    // Replicas' clocks differ; the partitions of later days are left alone.
+    binds.moment(around(1));
+    binds.number(LOOKED_AT);
+    binds.number(REFUSALS);
     let refused = |row: &Row| {
         Ok(Refused {
             at: instant(row, 0)?,
@@ -159,24 +168,7 @@ async fn refusals(db: &Snapshot<'_>, tenant: &TenantId, now: Timestamp) -> Resul
             metadata: row.try_get(5)?,
         })
     };
-    db.rows(&sql, &binds).await?.iter().map(refused).collect()
-}
-
-/// The inner SELECT is a walk along the index of a tenant's calls; the outer one ends it at the tenth refusal.
-fn refusals_query(tenant: &TenantId, now: Timestamp) -> (String, Binds) {
-    let mut binds = Binds::new();
-    let since = Timestamp::from_second(now.as_second() - LOOKED_BACK_DAYS * 86_400).unwrap_or(Timestamp::MIN);
-    let sql = format!(
-        "SELECT event_timestamp, request_id, api_endpoint, api_status_code, replica_id, metadata
-         FROM (SELECT * FROM tenant_usage_realtime WHERE tenant_id = {} AND event_timestamp >= {}
-               ORDER BY event_timestamp DESC LIMIT {}) latest
-         WHERE outcome = 'refused' LIMIT {}",
-        binds.text(tenant.as_str()),
-        binds.instant(since),
-        binds.number(LOOKED_AT),
-        binds.number(REFUSALS),
-    );
-    (sql, binds)
+    db.rows(REFUSED, &binds).await?.iter().map(refused).collect()
 }
 
 fn instant(row: &Row, at: usize) -> Result<Option<Timestamp>, Error> {

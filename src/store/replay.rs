@@ -22,17 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60 * 60);
 /// Calls that are read at once.
 const BATCH: usize = 2_000;
 
-/// Calls that were held against limits, or would have been: not those of a tenant that an operator had blocked, and not those
-/// that were charged to nobody (a tenant that only the answer named, a client that left before it was admitted). Of
-/// tenants that no call could name there are none.
-const CALLS: &str = "DECLARE calls NO SCROLL CURSOR FOR
-     SELECT tenant_id, event_timestamp, api_response_time_ms, api_method, api_endpoint, event_type, chat_messages, embeddings,
-         tokens_consumed, (cost_usd * 1000000000)::bigint, outcome = 'refused', model, metadata -> 'asked'
-     FROM tenant_usage_realtime
-     WHERE event_timestamp >= $1 AND event_timestamp < $2 AND ($3::text IS NULL OR tenant_id = $3)
-         AND metadata -> 'refused_by' IS DISTINCT FROM '\"blocked\"'
-         AND (outcome = 'refused' OR metadata -> 'charged' IS DISTINCT FROM '{}')
-     ORDER BY tenant_id DESC, event_timestamp, event_id";
+const CALLS: &str = include_str!("replay.sql");
 
 /// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +66,7 @@ impl Store {
             client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let binds: [(&(dyn ToSql + Sync), Type); 3] =
                 [(&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ), (&tenant, Type::TEXT)];
-            client.query_typed(CALLS, &binds).await?;
+            client.query_typed(&format!("DECLARE calls NO SCROLL CURSOR FOR {CALLS}"), &binds).await?;
             let fetch = format!("FETCH {BATCH} FROM calls");
             loop {
                 let rows = client.query_typed(&fetch, &[]).await?;
