@@ -30,3 +30,30 @@ impl Holding {
         u64::try_from(beyond).unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::*;
+
+    #[test]
+    fn debt_is_what_is_used_and_reserved_beyond_the_lease() {
+        let dimension = Dimension::STANDARD[0];
+        let span = dimension.window.span(&TimeZone::UTC, "2026-11-24T12:00:00Z".parse().unwrap());
+        let held = |used, reserved, granted| Holding {
+            dimension,
+            span,
+            used,
+            reserved,
+            elsewhere: 1000,
+            granted,
+            dry: false,
+        };
+        assert_eq!(
+            [held(100, 50, 150), held(-5, 0, 0), held(120, 50, 150)].map(|held| held.debt()),
+            [0, 0, 20]
+        );
+        assert_eq!(held(i64::MAX, u64::MAX, -1).debt(), i64::MAX as u64);
+    }
+}

@@ -314,6 +314,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_beginning_is_a_time_a_date_or_so_long_ago() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        for (text, at) in [
+            ("7d", "2026-11-17T12:00:00Z"),
+            ("1h30m", "2026-11-24T10:30:00Z"),
+            ("2026-11-20", "2026-11-20T00:00:00Z"),
+            ("2026-11-20T01:00:00+01:00", "2026-11-20T00:00:00Z"),
+        ] {
+            assert_eq!(since(text, now), Ok(at.parse().unwrap()), "{text}");
+        }
+        for text in ["", "7", "7 days", "soon", "-7d", "2026-02-30", "20000000d"] {
+            assert!(since(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn durations_are_read_with_their_units_and_never_without() {
         let ms = |text| duration(text).unwrap().as_millis();
         assert_eq!(

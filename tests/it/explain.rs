@@ -272,3 +272,22 @@ async fn a_viewer_may_ask_and_a_stranger_may_not_and_what_is_no_tenant_is_said()
     assert_eq!(odd.status, 400);
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn what_was_used_beyond_limit_and_lease_is_told_as_debt() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(400))).await;
+    let database = shared().database();
+    let config = "[plans.trial]\ntokens_per_day = 160\n";
+    let gateway = gateway(&upstream, &database).config(config).start().await;
+    assert_eq!(gateway.ask(batch("tn_debt", 1)).await.status, 200);
+    assert_eq!(gateway.ask(batch("tn_debt", 1)).await.status, 429);
+    rows(&database, "tn_debt", 2).await;
+    let told = explain(&gateway, "tn_debt").await;
+    let tokens = &told["limits"]["tokens_per_day"];
+    assert_eq!(
+        pick(tokens, &["used", "remaining", "overLimit", "settled"]),
+        [json!(400), json!(0), json!(240), json!(400)]
+    );
+    assert_eq!(pick(&tokens["replica"], &["granted", "debt"]), [json!(160), json!(240)]);
+    gateway.stop().await;
+}
