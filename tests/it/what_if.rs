@@ -415,3 +415,21 @@ async fn traffic_against_the_plan_that_it_was_recorded_under_is_refused_where_it
     let dimensions: std::collections::BTreeSet<&str> = seen.iter().map(|line| line[1].as_str()).collect();
     assert!(dimensions.len() >= 3, "{dimensions:?}");
 }
+
+#[tokio::test]
+async fn a_route_whose_quotas_are_off_refuses_nobody_and_one_in_shadow_is_taken_as_enforced() {
+    let mut record = Record::new();
+    for at in ["10:00:00", "11:00:00"] {
+        record.add(made("tn_route", at));
+    }
+    record.replay("", &SINCE).await;
+    let limits = "[plans.trial]\nchat_messages_per_day = 1\n";
+    for (enforce, refused) in [("hard", 1), ("shadow", 1), ("off", 0)] {
+        let config = format!(
+            "[[routes]]\npath = \"/api/widget/chat\"\nevent = \"chat_message\"\nenforce = \"{enforce}\"\n"
+        );
+        let output = what_if(&record.database, &config, limits, &[&SINCE[..], &["--json"]].concat());
+        let replayed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(totals(&replayed), [1, 2, refused, 0, 0], "{enforce}");
+    }
+}
