@@ -100,6 +100,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the Tollgate processes that share the database, or take one for dead
+    #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
+        LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
+    #[command(args_conflicts_with_subcommands = true)]
+    Replicas {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(subcommand)]
+        act: Option<Act>,
+    },
     /// Replay recorded calls against other limits: who would have been refused, when, by what
     #[command(
         after_help = "Example:\n  tollgate what-if --config /etc/tollgate/tollgate.toml --plan tighter.toml --since 7d\n\n\
@@ -112,16 +122,6 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         question: what_if::Question,
-    },
-    /// List the Tollgate processes that share the database, or take one for dead
-    #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
-        LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
-    #[command(args_conflicts_with_subcommands = true)]
-    Replicas {
-        #[command(flatten)]
-        config: ConfigFile,
-        #[command(subcommand)]
-        act: Option<Act>,
     },
 }
 
@@ -176,9 +176,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
-        Command::WhatIf { config, question } => what_if(config, question),
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
+        Command::WhatIf { config, question } => what_if(config, question),
     };
     done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
@@ -305,19 +305,6 @@ fn verify_quota(config: &ConfigFile, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn what_if(config: &ConfigFile, question: &what_if::Question) -> anyhow::Result<()> {
-    let (settings, asked) = question.of(&config.load()?)?;
-    let replayed = runtime()?.block_on(Box::pin(gateway::what_if(&settings, &asked)))?;
-    let notes = what_if::notes(&asked, &replayed, Timestamp::now());
-    let mut stderr = std::io::stderr().lock();
-    for note in &notes {
-        let _ = writeln!(stderr, "note: {note}");
-    }
-    let told = what_if::told(&asked, &replayed, &notes, question.json);
-    let _ = std::io::stdout().lock().write_all(told.as_bytes());
-    Ok(())
-}
-
 fn replicas(config: &ConfigFile) -> anyhow::Result<()> {
     let settings = config.load()?;
     let all = runtime()?.block_on(Box::pin(gateway::replicas(&settings)))?;
@@ -334,6 +321,19 @@ fn retire(config: &ConfigFile, id: &str, force: bool) -> anyhow::Result<()> {
         ),
         Retired::Unknown => anyhow::bail!("there is no replica {id}: `tollgate replicas` lists them"),
     }
+    Ok(())
+}
+
+fn what_if(config: &ConfigFile, question: &what_if::Question) -> anyhow::Result<()> {
+    let (settings, asked) = question.of(&config.load()?)?;
+    let replayed = runtime()?.block_on(Box::pin(gateway::what_if(&settings, &asked)))?;
+    let notes = what_if::notes(&asked, &replayed, Timestamp::now());
+    let mut stderr = std::io::stderr().lock();
+    for note in &notes {
+        let _ = writeln!(stderr, "note: {note}");
+    }
+    let told = what_if::told(&asked, &replayed, &notes, question.json);
+    let _ = std::io::stdout().lock().write_all(told.as_bytes());
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Recorded calls, in the order in which each tenant made them: what `tollgate what-if` replays.
 //!
 //! One cursor in one snapshot, ordered by tenant and time as the index is (read backwards: the last tenant first), so
-//! that neither the server has to sort the range nor this program to hold it. [`BATCH`] calls are in memory at a time.
+//! that neither the server has to sort the range nor this program to hold it. A few thousand calls are in memory at a time.
 
 use std::time::{Duration, SystemTime};
 
