@@ -8,6 +8,7 @@ mod logs;
 mod prices;
 mod replicas;
 mod table;
+mod what_if;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -109,6 +110,19 @@ enum Command {
         #[command(subcommand)]
         act: Option<Act>,
     },
+    /// Replay recorded calls against other limits: who would have been refused, when, by what
+    #[command(
+        after_help = "Example:\n  tollgate what-if --config /etc/tollgate/tollgate.toml --plan tighter.toml --since 7d\n\n\
+        FILE has [plans.NAME] and [overrides.\"TENANT\"] as the config has them, and stands over it: a key that it does not \
+        name stays as it is. Calls that were refused are replayed too. A call that would be refused uses nothing. Ends with \
+        0 whether or not there are any."
+    )]
+    WhatIf {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        question: what_if::Question,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +178,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
+        Command::WhatIf { config, question } => what_if(config, question),
     };
     done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
@@ -320,6 +335,19 @@ fn retire(config: &ConfigFile, id: &str, force: bool) -> anyhow::Result<()> {
         ),
         Retired::Unknown => anyhow::bail!("there is no replica {id}: `tollgate replicas` lists them"),
     }
+    Ok(())
+}
+
+fn what_if(config: &ConfigFile, question: &what_if::Question) -> anyhow::Result<()> {
+    let (settings, asked) = question.of(&config.load()?)?;
+    let replayed = runtime()?.block_on(Box::pin(gateway::what_if(&settings, &asked)))?;
+    let notes = what_if::notes(&asked, &replayed, Timestamp::now());
+    let mut stderr = std::io::stderr().lock();
+    for note in &notes {
+        let _ = writeln!(stderr, "note: {note}");
+    }
+    let told = what_if::told(&asked, &replayed, &notes, question.json);
+    let _ = std::io::stdout().lock().write_all(told.as_bytes());
     Ok(())
 }
 

@@ -11,6 +11,7 @@
 
 mod alerts;
 mod database;
+mod explain;
 mod health;
 mod inherited;
 mod jobs;
@@ -20,6 +21,7 @@ mod overrides;
 mod plan_changes;
 mod policy;
 mod reload;
+mod what_if;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,6 +41,7 @@ use self::database::Keeper;
 use self::health::Live;
 pub use self::inherited::Inherited;
 use self::notices::Notices;
+pub use self::what_if::{Refusals, Replayed, WhatIf};
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
@@ -193,12 +196,14 @@ impl Gateway {
         }
         background.spawn(jobs::evict(enforcer.clone(), stop.clone()));
 
+        let quota = quota_source(core.clone(), store.clone());
         let state = admin::State {
             config: settings.admin.clone(),
             metrics: metrics.clone(),
             store: store.clone(),
             health: live.source(),
-            quota: quota_source(core.clone(), store.clone()),
+            explain: explain::source(core.clone(), store.clone(), quota.clone()),
+            quota,
             plans: plan_source(core.clone()),
             overrides: core.overrides.clone(),
             limits_changed: limits_changed(enforcer.clone()),
@@ -311,6 +316,11 @@ pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
 /// The live counters against their events, without starting a gateway.
 pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
     with_store(settings, async |store| Ok(store.drift(None).await?)).await
+}
+
+/// Recorded calls against the limits of `settings`.
+pub async fn what_if(settings: &Settings, question: &WhatIf) -> anyhow::Result<Replayed> {
+    with_store(settings, async |store| what_if::replay(settings, store, question).await).await
 }
 
 /// Every process that shares the database.

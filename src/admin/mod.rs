@@ -13,6 +13,7 @@ mod audit;
 mod auth;
 mod context;
 mod cursor;
+mod explain;
 mod health;
 mod models;
 mod overrides;
@@ -29,6 +30,6 @@ mod usage;
 pub use router::router;
 pub use serve::serve;
 pub use state::{
-    Aggregation, AuditSink, Config, Health, HealthSource, LimitsChanged, Part, PlanSource, QuotaSource,
-    QuotaView, State, Status,
+    Aggregation, AuditSink, Config, ExplainSource, Explained, Health, HealthSource, LimitsChanged, Part,
+    PlanSource, QuotaSource, QuotaView, ServicePlan, State, Status,
 };

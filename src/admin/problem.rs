@@ -52,6 +52,11 @@ impl Problem {
         self.parts().1
     }
 
+    /// The same in a sentence, for an answer that goes on without what the problem kept from it.
+    pub(super) fn sentence(&self) -> String {
+        self.parts().2
+    }
+
     /// Status, `code` and `error` of the answer.
     fn parts(&self) -> (StatusCode, &'static str, String) {
         match self {

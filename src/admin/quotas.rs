@@ -70,7 +70,7 @@ pub(super) async fn standing(context: &Context, tenant: &TenantId) -> Value {
 }
 
 /// An override that an operator set.
-fn set(o: &Override, now: Timestamp) -> Value {
+pub(super) fn set(o: &Override, now: Timestamp) -> Value {
     let mut told = json!({
         "dimension": o.setting.target().to_string(),
         "reason": o.reason,
@@ -107,7 +107,7 @@ fn line(standing: &Standing) -> Value {
     Value::Object(quota)
 }
 
-fn quota(standing: &Standing) -> Map<String, Value> {
+pub(super) fn quota(standing: &Standing) -> Map<String, Value> {
     let unit = standing.dimension.unit;
     let fields = [
         ("limit", json!(standing.limit.map(|amount| unit.shown(amount)))),

@@ -23,7 +23,7 @@ use super::context::Context;
 use super::problem::{Problem, render};
 use super::state::State;
 use super::throttle::Turn;
-use super::{aggregate, alerts, auth, health, models, overrides, pages, quotas, usage};
+use super::{aggregate, alerts, auth, explain, health, models, overrides, pages, quotas, usage};
 use crate::telemetry::bump;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -48,6 +48,7 @@ pub(super) fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
             "/api/admin/tenants/{id}/quota",
             get(quotas::effective).merge(put(overrides::set)).merge(delete(overrides::remove)),
         ),
+        ("/api/admin/tenants/{id}/explain", get(explain::explain)),
         ("/api/admin/alerts", get(alerts::list)),
         ("/api/admin/audit", get(audit::list)),
         ("/api/admin/audit/{event_id}/resolve", post(audit::resolve)),

@@ -7,10 +7,10 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use crate::model::event::AuditEvent;
-use crate::model::quota::{Dimension, Standing};
+use crate::model::quota::{Dimension, Limits, Standing};
 use crate::model::tenant::{PlanName, TenantId};
 use crate::quota::overrides::Override;
-use crate::quota::{Entitlement, Layers, Origin, OverrideConfig, Overrides};
+use crate::quota::{Entitlement, Footing, Holding, Layers, Origin, OverrideConfig, Overrides};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -32,6 +32,9 @@ pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 
 /// Asks how a tenant stands: its plan looked up, its limits, and its use as this replica counts it.
 pub type QuotaSource = Arc<dyn Fn(&TenantId) -> BoxFuture<'static, QuotaView> + Send + Sync>;
+
+/// Asks for everything that this replica knows of why a tenant may use what it may.
+pub type ExplainSource = Arc<dyn Fn(&TenantId) -> BoxFuture<'static, Explained> + Send + Sync>;
 
 /// The names of the plans that the config has now.
 pub type PlanSource = Arc<dyn Fn() -> Vec<PlanName> + Send + Sync>;
@@ -59,6 +62,8 @@ pub struct State {
     pub health: HealthSource,
     /// How tenants stand.
     pub quota: QuotaSource,
+    /// Why they may use what they may.
+    pub explain: ExplainSource,
     /// What plans an override may name.
     pub plans: PlanSource,
     /// What operators set, as this replica knows it: an edit made here holds here before it is answered.
@@ -141,6 +146,44 @@ pub struct QuotaView {
     pub overridden: Option<OverrideConfig>,
     /// What operators set, expired or not.
     pub set: Vec<Arc<Override>>,
+}
+
+/// What this replica knows of why a tenant may use what it may.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// How the tenant stands.
+    pub quota: QuotaView,
+    /// What the service's database says of its plan.
+    pub service: ServicePlan,
+    /// The plan of those of whom it says nothing.
+    pub default_plan: PlanName,
+    /// The limits of the plan that holds, without anybody's override.
+    pub plan_limits: Arc<Limits>,
+    /// The plan's time zone, by IANA name.
+    pub zone: String,
+    /// The config's override, whether or not it has expired.
+    pub config: Option<OverrideConfig>,
+    /// What this replica counts and holds in the windows that run.
+    pub holdings: Vec<Holding>,
+    /// How this replica stands to the others.
+    pub footing: Footing,
+    /// The run whose leases it spends.
+    pub run: u64,
+    /// This replica.
+    pub replica_id: Option<String>,
+}
+
+/// What the service's database says of a tenant's plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServicePlan {
+    /// It is not asked: there is no `plan_query`.
+    NotAsked,
+    /// This, or it was the last that it said.
+    Known(String),
+    /// It has no such tenant, or no plan for it.
+    Absent,
+    /// It is away, and never said anything.
+    Unavailable,
 }
 
 impl QuotaView {

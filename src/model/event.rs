@@ -11,6 +11,10 @@ use super::quota::Charge;
 use super::tenant::TenantId;
 use super::tokens::{TokenSource, TokenUsage};
 
+/// The name in a usage event's metadata of what its exchange asked its quotas for ([`Amounts`](super::quota::Amounts)),
+/// where the event does not tell by itself.
+pub const ASKED: &str = "asked";
+
 /// What kind of call was metered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -96,14 +96,17 @@ impl Policy {
         tenant: &TenantId,
         now: Timestamp,
     ) -> Entitlement {
-        let plan = match &self.rules.plan_query {
-            Some(query) => match directory.look_up(query, tenant.as_str()).await {
-                Answer::Known(plan) => Some(plan),
-                Answer::Absent | Answer::Unavailable => None,
-            },
-            None => None,
+        let plan = match self.service_plan(directory, tenant).await {
+            Some(Answer::Known(plan)) => Some(plan),
+            Some(Answer::Absent | Answer::Unavailable) | None => None,
         };
         self.plans.entitlement(tenant, plan.as_deref(), now)
+    }
+
+    /// What the service's database, or the last that it said, has as a tenant's plan; `None`: it is not asked.
+    async fn service_plan(&self, directory: &Arc<Directory>, tenant: &TenantId) -> Option<Answer> {
+        let query = self.rules.plan_query.as_ref()?;
+        Some(directory.look_up(query, tenant.as_str()).await)
     }
 }
 
@@ -141,6 +144,12 @@ pub struct Core {
 }
 
 impl Core {
+    /// What the service's database says of a tenant's plan (`None`: it is not asked), and the plans that there are.
+    pub async fn service_plan(&self, tenant: &TenantId) -> (Option<Answer>, Arc<Plans>) {
+        let policy = self.policy.load_full();
+        (policy.service_plan(&self.directory, tenant).await, policy.plans.clone())
+    }
+
     /// A tenant's limits: its plan by the service's database or the last that it said, else the default plan.
     pub async fn entitlement(&self, tenant: &TenantId, now: Timestamp) -> (Entitlement, Arc<Plans>) {
         let policy = self.policy.load_full();

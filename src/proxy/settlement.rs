@@ -9,7 +9,8 @@
 //! 4. No message text leaves this module: it is counted and dropped.
 //!
 //! Here is the life of an open account (`account`); `closing` counts, charges and makes the records, `event` the row
-//! among them, and `late` amends it; `limit` holds a stream against what its tenant has left.
+//! among them, and `late` amends it; `limit` holds a stream against what its tenant has left; `asked` keeps what a row does
+//! not tell by itself of what its exchange asked for.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ use account::Open;
 pub(crate) use account::{Arrival, Subject};
 
 mod account;
+mod asked;
 mod closing;
 mod event;
 mod late;
@@ -125,7 +127,7 @@ impl Settlement {
                 Ok(())
             }
             Err(Denial::Over(refusal)) => {
-                self.refused(&refusal);
+                self.refused(&refusal, amounts);
                 Err(Failure::OverQuota(refusal))
             }
             Err(Denial::Unavailable) => {
@@ -141,11 +143,12 @@ impl Settlement {
         reservation.map_or(&[], Reservation::standings)
     }
 
-    fn refused(&mut self, refusal: &Refusal) {
+    fn refused(&mut self, refusal: &Refusal, amounts: Amounts) {
         let Some(mut open) = self.open.take() else { return };
         let dimension = refusal.standing.dimension.to_string();
         bump(&open.core.metrics.refusals, "dimension", dimension.clone());
         open.metadata.insert("refused_by".into(), json!(dimension));
+        open.note_refusal(refusal, amounts);
         open.status = Some(429);
         let end = End { refusal: Some(refusal), ..End::unserved(Outcome::Refused, 429) };
         open.record_unserved(&end);

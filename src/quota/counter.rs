@@ -19,6 +19,7 @@ use jiff::tz::TimeZone;
 use crate::model::quota::{Dimension, Limit};
 use crate::model::window::Span;
 
+use super::holding::Holding;
 use super::lease::Grant;
 
 /// The use of one dimension in one window.
@@ -161,6 +162,19 @@ impl Counter {
     /// What this run has used and holds.
     fn spoken_for(&self) -> i64 {
         self.used.saturating_add(i64::try_from(self.reserved).unwrap_or(i64::MAX))
+    }
+
+    /// What is known here, to be told.
+    pub(super) fn holding(&self) -> Holding {
+        Holding {
+            dimension: self.dimension,
+            span: self.span(),
+            used: self.used,
+            reserved: self.reserved,
+            elsewhere: self.elsewhere,
+            granted: self.granted,
+            dry: self.flags & DRY != 0,
+        }
     }
 
     /// What of the lease is neither used nor reserved; negative is debt.

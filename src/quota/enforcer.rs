@@ -13,6 +13,7 @@ use crate::model::window::Span;
 use crate::telemetry::Metrics;
 
 use super::asking::{Asking, Footing};
+use super::holding::Holding;
 use super::lease::Settled;
 use super::ledger::{Ledger, Refusal, Rule};
 use super::locked::Tenant;
@@ -278,6 +279,11 @@ impl Enforcer {
                 ledger.standings(&entitlement.limits, &entitlement.zone, now)
             }
         }
+    }
+
+    /// What this replica knows and holds of a tenant's quotas in the windows that run at `now`; nothing of one never seen.
+    pub fn holdings(&self, tenant: &TenantId, now: Timestamp) -> Vec<Holding> {
+        self.known(tenant).map(|tenant| tenant.ledger().holdings(now)).unwrap_or_default()
     }
 
     /// Forgets tenants with nothing left: no reservation, and no use in a window that still runs. Called every minute.

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
 use super::counter::{Counter, NO_TURN};
+use super::holding::Holding;
 use super::lease::Grant;
 use crate::model::quota::{Amounts, Charge, Dimension, Limit, Limits, Standing, Unit};
 use crate::model::window::Span;
@@ -249,6 +250,12 @@ impl Ledger {
             Standing { dimension, limit, used, span, soft: limits.is_soft(dimension) }
         };
         limits.iter().map(standing).collect()
+    }
+
+    /// Every counter whose window holds `now`, without making `now` the current time.
+    pub(super) fn holdings(&self, now: Timestamp) -> Vec<Holding> {
+        let running = self.counters.iter().filter(|counter| !counter.is_ahead() && !counter.is_over(now));
+        running.map(Counter::holding).collect()
     }
 
     /// What to ask for, so that exchanges that need `most` each and `waiting` together are covered, and `wish` of each

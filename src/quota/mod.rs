@@ -23,6 +23,7 @@
 mod asking;
 mod counter;
 mod enforcer;
+mod holding;
 mod lease;
 mod leasing;
 mod ledger;
@@ -36,6 +37,7 @@ mod tests;
 
 pub use asking::Footing;
 pub use enforcer::{Denial, Enforcer};
+pub use holding::Holding;
 pub use lease::{Ask, Grant, Grants, LeaseError, LeaseKey, LeaseSource, Round, Settled};
 pub use leasing::{Config as LeaseConfig, Leasing, Mark, Runs, Written};
 pub use ledger::Refusal;

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 
 use crate::model::quota::{Dimension, Limit, UnknownDimension};
 use crate::model::tenant::{PlanName, TenantId};
+use crate::model::window::Window;
 
 /// What is overridden; written `tokens_per_day`, `plan` or `blocked`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +32,16 @@ pub enum Target {
     Plan,
     /// Whether the tenant is served at all.
     Blocked,
+}
+
+impl Target {
+    /// The window of a limit.
+    pub fn window(self) -> Option<Window> {
+        match self {
+            Target::Limit(dimension) => Some(dimension.window),
+            Target::Plan | Target::Blocked => None,
+        }
+    }
 }
 
 impl fmt::Display for Target {

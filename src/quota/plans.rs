@@ -58,7 +58,8 @@ pub struct OverrideConfig {
 }
 
 impl OverrideConfig {
-    fn holds(&self, now: Timestamp) -> bool {
+    /// Whether it has not expired.
+    pub fn holds(&self, now: Timestamp) -> bool {
         self.expires.is_none_or(|expires| now < expires)
     }
 }
@@ -226,6 +227,16 @@ impl Plans {
     pub fn layers(&self, tenant: &TenantId, now: Timestamp) -> Layers<'_> {
         let config = self.config.overrides.get(tenant).filter(|config| config.holds(now));
         Layers { admin: self.admin.of(tenant), config, now }
+    }
+
+    /// A plan by its name, without anybody's override; `None` where the config does not know it.
+    pub fn named(&self, plan: &str) -> Option<&Entitlement> {
+        self.config.plans.get(plan)
+    }
+
+    /// The config's override of a tenant, whether or not it has expired.
+    pub fn config_override(&self, tenant: &TenantId) -> Option<&OverrideConfig> {
+        self.config.overrides.get(tenant)
     }
 
     /// The plan of tenants of which the service says nothing.

@@ -111,8 +111,16 @@ impl Settings {
     /// Of the environment only `TOLLGATE__*`, `DATABASE_URL`, `ADMIN_TOKEN`, `ADMIN_VIEWER_TOKEN`, `CRON_SECRET`, `ALERT_WEBHOOK_SECRET` and
     /// what `secret_env` names are looked at.
     pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Self, Faults> {
+        Self::load_under(file, environment, None)
+    }
+
+    fn load_under(
+        file: Option<&Path>,
+        environment: &BTreeMap<String, String>,
+        limits: Option<&Path>,
+    ) -> Result<Self, Faults> {
         let mut unreadable = Vec::new();
-        let layers = Layers::read(DEFAULT, file, environment, &mut unreadable);
+        let layers = Layers::read(DEFAULT, file, environment, limits, &mut unreadable);
         if layers.torn {
             let mut faults = Faults(unreadable);
             faults.sort();
@@ -136,6 +144,12 @@ impl Settings {
     /// Reads the same file again, with the same environment: what a reload comes to.
     pub fn reload(&self) -> Result<Self, Faults> {
         Self::load(self.file.as_deref(), &self.environment)
+    }
+
+    /// The same config under the file `limits`, which stands over everything else and may have `[plans.NAME]` and
+    /// `[overrides."TENANT"]` only.
+    pub fn with_limits(&self, limits: &Path) -> Result<Self, Faults> {
+        Self::load_under(self.file.as_deref(), &self.environment, Some(limits))
     }
 
     /// What is no fault, but can't work, or lets anyone be anyone.
@@ -288,7 +302,7 @@ mod tests {
         let probe = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(probe.path(), PROBE).unwrap();
         let environment = BTreeMap::new();
-        let layers = Layers::read(DEFAULT, Some(probe.path()), &environment, &mut Vec::new());
+        let layers = Layers::read(DEFAULT, Some(probe.path()), &environment, None, &mut Vec::new());
         let report = Report::new(&layers, Vec::new());
         check(&report, Some(probe.path()), &environment);
         let known = report.finish().known;

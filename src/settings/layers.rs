@@ -50,21 +50,29 @@ impl Source for Layer {
 }
 
 impl Layers {
-    /// Reads all layers. What can't be read is a fault; the rest is there all the same.
+    /// Reads all layers; `limits` is a file over all others that may have limits only. What can't be read is a fault; the
+    /// rest is there all the same.
     pub(super) fn read(
         default: &str,
         file: Option<&Path>,
         environment: &BTreeMap<String, String>,
+        limits: Option<&Path>,
         faults: &mut Vec<Fault>,
     ) -> Self {
         let mut layers = vec![Layer { root: toml_text::document(default, None, faults).0, textual: false }];
         layers.extend(variables::database_url(environment).map(|root| Layer { root, textual: true }));
         let file = file.and_then(|path| read_file(path, faults));
-        let torn = file.as_ref().is_some_and(|(_, torn)| *torn);
+        let mut torn = file.as_ref().is_some_and(|(_, torn)| *torn);
         layers.extend(file.map(|(root, _)| Layer { root, textual: false }));
         let names = |section: &str| layers.iter().flat_map(|layer| layer.names(section)).collect();
         let root = variables::keys(environment, &names, faults);
         layers.push(Layer { root, textual: true });
+        if let Some((root, limits_torn)) = limits.and_then(|path| read_file(path, faults)) {
+            torn |= limits_torn;
+            let limits = Layer { root, textual: false };
+            limits.only(&["plans", "overrides"], faults);
+            layers.push(limits);
+        }
         let builder =
             layers.iter().fold(config::Config::builder(), |builder, layer| builder.add_source(layer.clone()));
         let merged = match builder.build().and_then(|merged| merged.cache.into_table()) {
@@ -100,6 +108,20 @@ impl Layer {
             _ => None,
         })?;
         Some((found.origin()?, self.textual))
+    }
+
+    /// Finds fault with every section that is none of `sections`.
+    fn only(&self, sections: &[&str], faults: &mut Vec<Fault>) {
+        let ValueKind::Table(root) = &self.root.kind else { return };
+        for (key, value) in root.iter().filter(|(key, _)| !sections.contains(&key.as_str())) {
+            faults.push(Fault {
+                origin: value.origin().unwrap_or(BUILT_IN).to_owned(),
+                key: key.clone(),
+                reason:
+                    "does not belong here: a file of limits has [plans.NAME] and [overrides.\"TENANT\"] only"
+                        .to_owned(),
+            });
+        }
     }
 
     /// The names in the table `section`.

@@ -33,4 +33,4 @@ pub use effective::{Change, needs_restart};
 pub use fault::{Fault, Faults};
 pub use parts::OnOutage;
 pub use prices::{DEFAULT as DEFAULT_PRICE, PriceOrigin};
-pub use units::date_or_instant;
+pub use units::{date_or_instant, since};

@@ -247,6 +247,15 @@ pub fn date_or_instant(text: &str) -> Result<Timestamp, String> {
     })
 }
 
+/// The same, or how long before `now` it was: a duration such as `7d`.
+pub fn since(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+    if let Ok(ago) = duration(text) {
+        let ago = jiff::SignedDuration::try_from(ago).map_err(|_| format!("{text:?} is longer than time"))?;
+        return now.checked_sub(ago).map_err(|_| format!("{text:?} is before all calendars"));
+    }
+    date_or_instant(text).map_err(|reason| format!("{reason}, or how long ago it was, such as \"7d\""))
+}
+
 /// An instant with its offset (RFC 3339).
 pub(super) fn instant(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| {
@@ -303,6 +312,22 @@ pub(super) fn suggestion<'a>(typed: &str, known: impl IntoIterator<Item = &'a st
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_is_a_time_a_date_or_so_long_ago() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        for (text, at) in [
+            ("7d", "2026-11-17T12:00:00Z"),
+            ("1h30m", "2026-11-24T10:30:00Z"),
+            ("2026-11-20", "2026-11-20T00:00:00Z"),
+            ("2026-11-20T01:00:00+01:00", "2026-11-20T00:00:00Z"),
+        ] {
+            assert_eq!(since(text, now), Ok(at.parse().unwrap()), "{text}");
+        }
+        for text in ["", "7", "7 days", "soon", "-7d", "2026-02-30", "20000000d"] {
+            assert!(since(text, now).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_read_with_their_units_and_never_without() {

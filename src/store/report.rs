@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
+use super::instant::moment;
 use super::pool::{Store, StoreError};
 
 /// A half-open range of time: `start <= t < end`.
@@ -106,6 +107,11 @@ impl Binds {
     /// Adds an instant and gives an expression of type `timestamptz`.
     pub(super) fn instant(&mut self, value: Timestamp) -> String {
         format!("{}::timestamptz", self.text(value.to_string()))
+    }
+
+    /// Adds an instant as what it is, and gives its placeholder.
+    pub(super) fn moment(&mut self, value: Timestamp) -> String {
+        self.add(moment(value), Type::TIMESTAMPTZ)
     }
 
     fn add(&mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> String {

@@ -157,6 +157,9 @@ impl Open {
     /// Replaces the reservation by what was used.
     fn charge(&mut self, used: Amounts) -> Vec<Charge> {
         self.lease_run = self.core.enforcer.run();
+        if let Some(reserved) = self.reservation.as_ref().map(Reservation::amounts) {
+            self.note_given_back(reserved, used);
+        }
         self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default()
     }
 

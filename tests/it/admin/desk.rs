@@ -12,11 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tollgate::admin::{self, Health, Part, QuotaView, State, Status};
+use tollgate::admin::{self, Explained, Health, Part, QuotaView, ServicePlan, State, Status};
 use tollgate::model::event::AuditEvent;
 use tollgate::model::quota::{Dimension, Limits, Standing};
 use tollgate::model::tenant::{PlanName, TenantId};
-use tollgate::quota::{OverrideConfig, Overrides, PlanConfig, Plans};
+use tollgate::quota::{Footing, OverrideConfig, Overrides, PlanConfig, Plans};
 use tollgate::store::{self, Store};
 use tollgate::telemetry::Metrics;
 
@@ -90,6 +90,13 @@ impl Setup {
                     Box::pin(std::future::ready(view))
                 })
             },
+            explain: {
+                let overrides = overrides.clone();
+                Arc::new(move |tenant| {
+                    let explained = explained(quota(tenant, override_of_tokens, &overrides));
+                    Box::pin(std::future::ready(explained))
+                })
+            },
             plans: Arc::new(|| vec!["pro".into(), "trial".into()]),
             overrides,
             limits_changed: Arc::new(|_| {}),
@@ -139,6 +146,21 @@ fn quota(tenant: &TenantId, override_of_tokens: Option<u64>, overrides: &Arc<Ove
     };
     let standings = entitlement.limits.iter().map(standing).collect();
     QuotaView::new(&entitlement, standings, &plans.layers(tenant, now))
+}
+
+fn explained(quota: QuotaView) -> Explained {
+    Explained {
+        quota,
+        service: ServicePlan::NotAsked,
+        default_plan: "trial".into(),
+        plan_limits: Arc::new(Limits::unlimited()),
+        zone: "UTC".to_owned(),
+        config: None,
+        holdings: Vec::new(),
+        footing: Footing::Alone,
+        run: 0,
+        replica_id: None,
+    }
 }
 
 /// An answer.

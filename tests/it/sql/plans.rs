@@ -97,3 +97,35 @@ fn an_amendment_finds_its_row_by_key_in_its_own_partition() {
         );
     }
 }
+
+/// A statement of the program with its parameters written in.
+fn with(sql: &str, values: &[&str]) -> String {
+    let number = |at: usize| format!("${}", at + 1);
+    values.iter().enumerate().rev().fold(sql.to_owned(), |sql, (at, value)| sql.replace(&number(at), value))
+}
+
+#[test]
+fn a_tenants_last_refusals_are_found_by_index_in_the_days_that_are_looked_at() {
+    let values = ["'tn_3'", "now() - interval '7 days'", "now() + interval '1 day'", "10000", "10"];
+    let plan = plan(&FILLED, &with(include_str!("../../../src/store/explain/refusals.sql"), &values));
+    let empty = |line: &str| !line.contains("Seq Scan") || line.contains("rows=0");
+    assert!(plan.contains("Subplans Removed") && plan.lines().all(empty), "{plan}");
+    let days = plan.matches("tenant_id_event_timestamp_idx").count();
+    assert!((7..=9).contains(&days), "{days} days: {plan}");
+}
+
+#[test]
+fn recorded_calls_are_replayed_in_the_order_of_the_index() {
+    let calls = include_str!("../../../src/store/replay.sql");
+    for tenant in ["NULL", "'tn_3'"] {
+        let values = ["now() - interval '3 days'", "now() + interval '1 day'", tenant];
+        // A cursor is planned for its first rows.
+        let sql = format!(
+            "BEGIN; SET LOCAL enable_seqscan = off; EXPLAIN (COSTS OFF) DECLARE calls CURSOR FOR {}; ROLLBACK",
+            with(calls, &values)
+        );
+        let plan = FILLED.rows(&sql).concat().join("\n");
+        assert!(plan.contains("tenant_id_event_timestamp_idx on"), "{plan}");
+        assert!(plan.lines().all(|line| line.trim_start_matches(['-', '>', ' ']) != "Sort"), "{plan}");
+    }
+}
