@@ -18,6 +18,7 @@ mod overrides;
 mod postgres;
 mod prices;
 mod recording;
+mod replicas;
 mod routes;
 mod sdk;
 mod sql;

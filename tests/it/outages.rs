@@ -8,7 +8,7 @@ mod database;
 mod ending;
 mod leaving;
 mod process;
-mod program;
+pub(crate) mod program;
 mod upstream;
 
 use serde_json::{Value, json};
