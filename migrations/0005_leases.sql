@@ -39,8 +39,9 @@ COMMENT ON COLUMN quota_leases.granted IS 'In all, since the window began; the l
 --            is handed back
 --
 -- Returns a row for each key, by its place in the arrays: the grant now, what it was before where the lessee knew of
--- nothing, and what was used by everybody else (as far as it is settled); and, with place 0, the lessee's own keys
--- of which others are refused for want of the rest.
+-- nothing, what was used by everybody else (as far as it is settled), and whether what was not granted is held by
+-- lessees that live, who have now been asked for what they don't use of it; and, with place 0, the lessee's own keys of
+-- which others want the rest.
 --
 -- The row of quota_usage is the key's lock: whoever changes its use (the shipper), its grants or its lessees holds it
 -- until the end of its transaction. Rows are locked in the order of the key, here and by the shipper. One key may stand
@@ -48,11 +49,12 @@ COMMENT ON COLUMN quota_leases.granted IS 'In all, since the window began; the l
 --
 -- Errors: TG001, a later round of this run (or a later run) has been carried out already; TG002, the lessee is
 -- taken for dead and its leases are void: it must begin a new run.
-CREATE OR REPLACE FUNCTION tollgate_lease(
+DROP FUNCTION IF EXISTS tollgate_lease(TEXT, BIGINT, BIGINT, INTERVAL, TEXT[], TEXT[], TIMESTAMPTZ[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[]);
+CREATE FUNCTION tollgate_lease(
     me TEXT, my_run BIGINT, my_round BIGINT, reclaim_after INTERVAL,
     tenants TEXT[], dimensions TEXT[], starts TIMESTAMPTZ[], ends TIMESTAMPTZ[],
     known BIGINT[], at_least BIGINT[], at_most BIGINT[], ceiling BIGINT[])
-RETURNS TABLE (place INTEGER, granted BIGINT, before BIGINT, elsewhere BIGINT,
+RETURNS TABLE (place INTEGER, granted BIGINT, before BIGINT, elsewhere BIGINT, recalled BOOLEAN,
     tenant TEXT, dimension TEXT, starts_at TIMESTAMPTZ)
 LANGUAGE plpgsql
 SET enable_seqscan = off
@@ -121,6 +123,7 @@ BEGIN
         base := greatest(coalesce(mine.granted, 0), coalesce(mine.consumed, 0));
         -- What the lessee does not know of (it forgot the window, or never heard the answer) counts as spent.
         shift := CASE WHEN key.known IS NULL THEN coalesce(mine.granted, 0) ELSE 0 END;
+        recalled := false;
 
         IF key.ceiling IS NULL THEN
             now_granted := least(coalesce(mine.granted, 0), key.at_most + shift);
@@ -143,6 +146,10 @@ BEGIN
                 WHERE l.tenant_id = key.tenant AND l.dimension = key.dimension AND l.window_start = key.starts
                     AND (l.replica_id <> me OR l.run <> my_run) AND l.granted > l.consumed AND l.wanted_at IS NULL;
                 wanting := true;
+                recalled := EXISTS (SELECT FROM quota_leases l JOIN gateway_replicas r ON r.replica_id = l.replica_id AND r.run = l.run
+                    WHERE l.tenant_id = key.tenant AND l.dimension = key.dimension AND l.window_start = key.starts
+                        AND l.replica_id <> me AND l.granted > l.consumed
+                        AND r.heartbeat_at > clock_timestamp() - INTERVAL '10 seconds');
             END IF;
         END IF;
 
@@ -167,7 +174,7 @@ BEGIN
     IF wanting THEN
         PERFORM pg_notify('tollgate_leases', '');
     END IF;
-    RETURN QUERY SELECT 0, NULL::bigint, NULL::bigint, NULL::bigint, l.tenant_id, l.dimension, l.window_start
+    RETURN QUERY SELECT 0, NULL::bigint, NULL::bigint, NULL::bigint, NULL::boolean, l.tenant_id, l.dimension, l.window_start
         FROM quota_leases l WHERE l.replica_id = me AND l.run = my_run AND l.wanted_at IS NOT NULL
         ORDER BY l.wanted_at LIMIT 1000;
 END

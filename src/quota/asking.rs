@@ -36,6 +36,8 @@ pub(super) struct Asked {
     pub(super) most: Amounts,
     /// What those that wait need together.
     pub(super) waiting: Amounts,
+    /// The most that one exchange took that left a lease low.
+    pub(super) usual: Amounts,
     /// Nothing is needed but to hear what others used.
     pub(super) news: bool,
     /// What is free is to be handed back.
@@ -119,9 +121,15 @@ impl Asking {
         self.run.store(run, Ordering::Relaxed);
     }
 
-    /// Notes that an exchange waits for `amounts`, or that a lease is low (none).
+    /// Notes that an exchange waits for `amounts`.
     pub(super) fn soon(&self, id: &TenantId, tenant: &Arc<Tenant>, amounts: Amounts) {
         note(&mut self.notes().soon, id, tenant, amounts);
+        self.soon.notify_one();
+    }
+
+    /// Notes that a lease is low, of a tenant whose exchanges need `amounts`.
+    pub(super) fn low(&self, id: &TenantId, tenant: &Arc<Tenant>, amounts: Amounts) {
+        raise(&mut note(&mut self.notes().soon, id, tenant, Amounts::default()).usual, amounts);
         self.soon.notify_one();
     }
 
@@ -188,15 +196,21 @@ fn note<'a>(
         tenant: tenant.clone(),
         most: Amounts::default(),
         waiting: Amounts::default(),
+        usual: Amounts::default(),
         news: false,
         back: false,
     });
+    raise(&mut asked.most, amounts);
     for unit in Unit::ALL {
-        let amount = amounts.of(unit);
-        *asked.most.of_mut(unit) = asked.most.of(unit).max(amount);
-        *asked.waiting.of_mut(unit) = asked.waiting.of(unit).saturating_add(amount);
+        *asked.waiting.of_mut(unit) = asked.waiting.of(unit).saturating_add(amounts.of(unit));
     }
     asked
+}
+
+fn raise(most: &mut Amounts, amounts: Amounts) {
+    for unit in Unit::ALL {
+        *most.of_mut(unit) = most.of(unit).max(amounts.of(unit));
+    }
 }
 
 fn take(notes: &mut HashMap<TenantId, Asked>, most: usize) -> Vec<(TenantId, Asked)> {

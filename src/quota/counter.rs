@@ -34,7 +34,8 @@ pub(super) struct Counter {
     elsewhere: i64,
     /// The window's first minute since the epoch. (Windows and offsets of zones in use are whole minutes.)
     start_min: u32,
-    /// More is asked for when less than this is free. Of a dry counter: the lower half of the limit that it is dry at.
+    /// More is asked for when less than this is free. Of a dry counter: the lower half of the limit that it is dry at; of
+    /// one whose rest is recalled: the rounds that are still waited for.
     low: u32,
     /// The window's length.
     length_min: u16,
@@ -60,6 +61,13 @@ const AHEAD: u8 = 4;
 const ASKED: u8 = 8;
 /// An exchange has passed over a soft limit in this window.
 const OVER: u8 = 16;
+
+/// Others were asked to hand back what they don't use: it may be there in a moment.
+const RECALLED: u8 = 32;
+
+/// The rounds in which what others don't use should have come back: half a second or more. They hear of it at once, and
+/// hand it back with their next round but one; after this long they use it.
+const RECALL_ROUNDS: u32 = 25;
 
 const SECONDS: i64 = 60;
 
@@ -197,9 +205,14 @@ impl Counter {
         self.flags & DRY != 0 && self.low == limit as u32
     }
 
+    /// Whether there is nothing to be had of `limit` now: it is dry, or what others hold is on its way back.
+    pub(super) fn is_spent(&self, limit: u64) -> bool {
+        self.flags & RECALLED != 0 || self.is_dry(limit)
+    }
+
     /// Whether the lease is low and nobody has asked yet.
     pub(super) fn is_low(&self) -> bool {
-        self.flags & (ASKED | DRY) == 0 && self.free() < i64::from(self.low)
+        self.flags & (ASKED | DRY | RECALLED) == 0 && self.free() < i64::from(self.low)
     }
 
     /// Notes that a soft limit was passed; whether this is the first time in the window.
@@ -227,7 +240,8 @@ impl Counter {
     }
 
     /// Takes over what was granted under `limit`, where at least `at_least` was asked for. Less than that is all that
-    /// there was. (What is free now says nothing of that: exchanges went on while the question was on its way.)
+    /// there was, but for what others may hand back: the first time that is waited for. (What is free now says nothing of
+    /// that: exchanges went on while the question was on its way.)
     pub(super) fn take_over(&mut self, grant: Grant, at_least: i64, limit: Limit) {
         let mut at_least = at_least;
         if self.flags & FRESH != 0 {
@@ -235,13 +249,21 @@ impl Counter {
             self.used = self.used.saturating_add(grant.before);
             at_least = at_least.saturating_add(grant.before);
         }
-        self.flags &= !(FRESH | ASKED | DRY);
+        let rounds = match self.flags {
+            flags if flags & RECALLED != 0 => self.low.saturating_sub(1),
+            _ if limit.is_some_and(|limit| self.is_dry(limit)) => 0,
+            _ => RECALL_ROUNDS,
+        };
+        self.flags &= !(FRESH | ASKED | DRY | RECALLED);
         (self.granted, self.elsewhere) = (grant.granted, grant.elsewhere);
         let free = self.free();
         match limit {
             Some(limit) if grant.granted < at_least => {
-                self.flags |= DRY;
-                self.low = limit as u32;
+                let waits = grant.recalled && rounds > 0;
+                (self.flags, self.low) = match waits {
+                    true => (self.flags | RECALLED, rounds),
+                    false => (self.flags | DRY, limit as u32),
+                };
             }
             _ => self.low = u32::try_from(free.max(0) / 2).unwrap_or(u32::MAX),
         }
@@ -252,7 +274,9 @@ impl Counter {
         let known = (self.flags & FRESH == 0).then_some(self.granted);
         let kept = self.granted.min(self.spoken_for().max(0));
         self.granted = kept;
-        self.low = 0;
+        if self.flags & RECALLED == 0 {
+            self.low = 0;
+        }
         (known, kept)
     }
 
@@ -277,5 +301,57 @@ impl Counter {
     pub(super) fn is_idle(&self, now: Timestamp) -> bool {
         let nothing = self.used == 0 && self.elsewhere == 0 && self.granted <= 0;
         self.reserved == 0 && (nothing || self.is_over(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Limit = Some(100);
+
+    fn counter() -> Counter {
+        let day = Dimension::STANDARD[0];
+        Counter::open(day, day.window.span(&TimeZone::UTC, Timestamp::UNIX_EPOCH))
+    }
+
+    fn grant(granted: i64, recalled: bool) -> Grant {
+        Grant { granted, before: 0, elsewhere: 0, recalled }
+    }
+
+    #[test]
+    fn what_others_hold_is_waited_for_once_and_then_the_quota_is_dry() {
+        let mut counter = counter();
+        counter.take_over(grant(10, true), 50, LIMIT);
+        for _ in 1..RECALL_ROUNDS {
+            assert!(counter.is_spent(100) && !counter.is_dry(100) && !counter.is_low());
+            counter.take_over(grant(10, true), 50, LIMIT);
+        }
+        counter.take_over(grant(10, true), 50, LIMIT);
+        assert!(counter.is_dry(100), "they use it");
+        counter.take_over(grant(20, true), 50, LIMIT);
+        assert!(counter.is_dry(100), "nobody waits a second time");
+        counter.take_over(grant(50, false), 50, LIMIT);
+        assert!(!counter.is_spent(100), "it came back after all");
+        counter.take_over(grant(50, true), 60, LIMIT);
+        assert!(!counter.is_dry(100), "which begins anew");
+    }
+
+    #[test]
+    fn what_nobody_holds_is_not_waited_for() {
+        let mut counter = counter();
+        counter.take_over(grant(10, false), 50, LIMIT);
+        assert!(counter.is_dry(100));
+        counter.take_over(grant(10, true), 50, Some(200));
+        assert!(!counter.is_dry(200), "another limit is another question");
+    }
+
+    #[test]
+    fn what_is_handed_back_meanwhile_ends_no_wait() {
+        let mut counter = counter();
+        counter.take_over(grant(10, true), 50, LIMIT);
+        assert_eq!(counter.hand_back(), (Some(10), 0));
+        counter.take_over(grant(0, true), 50, LIMIT);
+        assert!(counter.is_spent(100) && !counter.is_dry(100));
     }
 }

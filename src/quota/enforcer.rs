@@ -217,7 +217,7 @@ impl Enforcer {
         let Entitlement { limits, zone, .. } = entitlement;
         let admission = tenant.ledger().reserve(limits, zone, &amounts, rule, enforce, now);
         if admission.low && admission.taken {
-            self.asking.soon(id, tenant, Amounts::default());
+            self.asking.low(id, tenant, amounts);
         } else if admission.short.is_some() && rule == Rule::Leased {
             self.asking.later(id, tenant, amounts);
         }

@@ -62,6 +62,8 @@ pub struct Grant {
     pub before: i64,
     /// What was used by everybody else in the window, as far as it is settled.
     pub elsewhere: i64,
+    /// What was asked for and not granted is held by others that live, who were now asked for what they don't use of it.
+    pub recalled: bool,
 }
 
 /// The answer to a round: one grant for each ask, in their order.

@@ -183,7 +183,7 @@ impl Ledger {
             let current = self.find(dimension).filter(|counter| counter.turn() == turn);
             let (Some(counter), Some(limit)) = (current, limit) else { return true };
             let dry = rule == Rule::Leased
-                && counter.is_dry(limit)
+                && counter.is_spent(limit)
                 && i64::try_from(more).is_ok_and(|more| more > counter.free());
             counter.taken().saturating_add(more) <= limit && !dry
         });

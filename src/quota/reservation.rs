@@ -89,7 +89,7 @@ impl Reservation {
             .map(|(standing, turn)| (standing.dimension, *turn, standing.limit.filter(|_| !standing.soft)));
         let (extended, low) = self.tenant.ledger().extend(windows, more, self.asking.rule());
         if low {
-            self.asking.soon(&self.id, &self.tenant, Amounts::default());
+            self.asking.low(&self.id, &self.tenant, Amounts { tokens: more, ..Amounts::default() });
         }
         if extended {
             self.amounts.tokens = tokens;

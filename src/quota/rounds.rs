@@ -143,7 +143,8 @@ impl Rounds {
             }
             let wish = |dimension: Dimension, need: u64| {
                 let pace = self.paces.get(&(id.clone(), dimension)).map_or(0, |pace| pace.wish);
-                pace.max(need.saturating_mul(REQUESTS))
+                let request = need.max(asked.usual.of(dimension.unit));
+                pace.max(request.saturating_mul(REQUESTS))
             };
             let wants = asked.tenant.ledger().wants(&asked.most, &asked.waiting, asked.news, wish, now);
             for want in wants {

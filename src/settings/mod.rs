@@ -6,11 +6,12 @@
 //! 4. Nothing here looks at the process or the clock: the environment is handed in, and only the config's own file and
 //!    the key files that it names are read.
 //!
-//! The way of a value: `toml_text` and `variables` read what is typed, `layers` merges it, `reader` is asked for each
-//! key by its type, `parts`, `tenants`, `routes`, `formats` and `prices` make each part's own config of it, `checked` puts them
-//! together.
+//! The way of a value: `toml_text` and `variables` read what is typed, `layers` merges it, `reader` (with `amounts`) is
+//! asked for each key by its type, `parts`, `tenants`, `routes`, `formats`, `prices` and `alerts` make each part's own
+//! config of it, `checked` puts them together.
 
 mod alerts;
+mod amounts;
 mod audit;
 mod checked;
 mod effective;

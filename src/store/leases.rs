@@ -25,7 +25,7 @@ const SETTLED_ELSEWHERE: &str = "SELECT u.tenant_id, u.dimension, u.window_start
          AND l.window_start = u.window_start AND l.replica_id = $3 AND l.run = $4 \
      WHERE u.tenant_id = $1 AND u.window_end > $2 AND u.window_start <= $2";
 
-const LEASE: &str = "SELECT place, granted, before, elsewhere, tenant, dimension, starts_at \
+const LEASE: &str = "SELECT place, granted, before, elsewhere, recalled, tenant, dimension, starts_at \
      FROM tollgate_lease($1, $2, $3, make_interval(secs => $4), $5, $6, $7, $8, $9, $10, $11, $12)";
 
 /// Where replicas say that they are refused for want of what others hold.
@@ -162,6 +162,7 @@ fn grants(rows: &[Row], asked: usize) -> Result<Grants, LeaseError> {
             granted: row.try_get(1).map_err(unreadable)?,
             before: row.try_get(2).map_err(unreadable)?,
             elsewhere: row.try_get(3).map_err(unreadable)?,
+            recalled: row.try_get(4).map_err(unreadable)?,
         });
     }
     let grants: Option<Vec<Grant>> = grants.into_iter().collect();
@@ -179,8 +180,8 @@ fn instant(row: &Row, at: usize) -> Option<Timestamp> {
 
 /// A lease that is wanted back; `None` for one that this program can't have been granted.
 fn recalled(row: &Row) -> Option<(TenantId, Dimension, Timestamp)> {
-    let tenant = TenantId::parse(row.try_get(4).ok()?).ok()?;
-    Some((tenant, row.try_get::<_, &str>(5).ok()?.parse().ok()?, instant(row, 6)?))
+    let tenant = TenantId::parse(row.try_get(5).ok()?).ok()?;
+    Some((tenant, row.try_get::<_, &str>(6).ok()?.parse().ok()?, instant(row, 7)?))
 }
 
 /// A counter; `None` for one that this program can't have written, such as a newer one's unit.

@@ -21,5 +21,6 @@ mod recording;
 mod replicas;
 mod routes;
 mod sdk;
+mod sharing;
 mod sql;
 mod upkeep;

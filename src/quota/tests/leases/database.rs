@@ -84,6 +84,7 @@ impl Database {
         let mine = row.unwrap_or_default();
         let base = mine.granted.max(mine.consumed);
         let shift = if ask.known.is_none() { mine.granted } else { 0 };
+        let mut recalled = false;
         let granted = match ask.limit {
             None => mine.granted.min(ask.at_most + shift),
             Some(limit) => {
@@ -96,6 +97,7 @@ impl Database {
                 let granted = mine.granted.max(lowest.max(wish).min(base + room));
                 if granted < lowest && held_elsewhere > 0 {
                     self.want_back(&quota, &lessee);
+                    recalled = self.lives_elsewhere(&quota, me);
                 }
                 granted
             }
@@ -111,7 +113,7 @@ impl Database {
                 lease.wanted = None;
             }
         }
-        Grant { granted, before: mine.granted, elsewhere: settled - mine.consumed }
+        Grant { granted, before: mine.granted, elsewhere: settled - mine.consumed, recalled }
     }
 
     /// What all others hold. Of those that were not heard of for long enough it is taken away, and remembered.
@@ -134,6 +136,15 @@ impl Database {
             }
         }
         held
+    }
+
+    /// Whether another replica holds something and was heard of.
+    fn lives_elsewhere(&self, quota: &Quota, me: &str) -> bool {
+        self.leases.get(quota).into_iter().flatten().any(|((of, run), lease)| {
+            let heard = self.lessees.get(of).filter(|known| known.run == *run).map(|known| known.heard);
+            let lives = heard.is_some_and(|heard| self.clock - heard < Duration::from_secs(10));
+            of != me && lives && lease.granted > lease.consumed
+        })
     }
 
     fn want_back(&mut self, quota: &Quota, me: &(String, u64)) {
