@@ -148,17 +148,20 @@ impl Enforcer {
         let ledger = self.tenant(tenant);
         // Rounds are counted from before the look, so that the answer can't slip in between look and wait.
         let mut rounds = None;
+        let mut heard = false;
         loop {
             let attempt = |rule| self.attempt(tenant, &ledger, entitlement, amounts, rule, enforce, now);
-            match attempt(self.asking.rule()) {
+            let short = match attempt(self.asking.rule()) {
                 Attempt::Taken(reservation) => return Ok(reservation),
                 Attempt::Over(refusal) => return Err(Denial::Over(refusal)),
-                Attempt::Unleased(_) => {}
-            }
+                Attempt::Unleased(refusal) => refusal,
+            };
             let left = patience.saturating_sub(began.elapsed());
             match self.asking.footing() {
                 Footing::CutOff => return Err(Denial::Unavailable),
                 Footing::Alone | Footing::OnItsOwn => continue,
+                // The database answers, and it is others who hold what is left.
+                Footing::Leased if left.is_zero() && heard => return Err(Denial::Over(short)),
                 Footing::Leased if left.is_zero() => return self.impatient(attempt(Rule::Known)),
                 Footing::Leased => {}
             }
@@ -167,11 +170,11 @@ impl Enforcer {
                 continue;
             };
             self.asking.soon(tenant, &ledger, amounts);
-            let _ = tokio::time::timeout(left, seen.changed()).await;
+            heard |= tokio::time::timeout(left, seen.changed()).await.is_ok();
         }
     }
 
-    /// No grant came in time: the database is too slow. What holds then is what holds while it is away.
+    /// No answer came in time: the database is too slow. What holds then is what holds while it is away.
     fn impatient(&self, known: Attempt) -> Result<Reservation, Denial> {
         self.asking.metrics.lease_waits_expired.inc();
         match known {

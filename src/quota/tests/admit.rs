@@ -45,6 +45,12 @@ impl Statement {
         self.answer(granted, vec![(tenant, dimension, span.start)]);
     }
 
+    /// Nothing, since others hold what is left.
+    fn grant_nothing_while_others_hold_it(self) {
+        let grant = Grant { granted: 0, before: 0, elsewhere: 0, recalled: true };
+        self.answer.send(Ok(Grants { grants: vec![grant; self.asks.len()], wanted: Vec::new() })).unwrap();
+    }
+
     fn answer(self, granted: i64, wanted: Vec<(TenantId, Dimension, Timestamp)>) {
         let grant = Grant { granted, before: 0, elsewhere: 0, recalled: false };
         self.answer.send(Ok(Grants { grants: vec![grant; self.asks.len()], wanted })).unwrap();
@@ -261,6 +267,25 @@ async fn when_the_bound_passes_a_gateway_that_keeps_to_leases_refuses_as_unavail
     assert!(is_unavailable(&request.await.unwrap()));
     assert_eq!(began.elapsed(), PATIENCE);
     assert_eq!((replica.metrics.lease_waits_expired.get(), replica.enforcer.reservations()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_while_the_database_answers_is_over_quota_in_every_mode() {
+    for serve_alone in [true, false] {
+        let (mut replica, plan) = (Replica::new(serve_alone), messages(LIMIT));
+        let began = Instant::now();
+        let request = replica.request(&plan, PATIENCE);
+        // Others hold all of it, and are slow to hand back what they don't use.
+        while !request.is_finished() {
+            tokio::select! {
+                statement = replica.statement() => statement.grant_nothing_while_others_hold_it(),
+                () = tokio::time::sleep(PATIENCE) => {}
+            }
+        }
+        assert!(is_over(&request.await.unwrap()), "it is not for this replica to guess what they hold");
+        assert!(began.elapsed() >= PATIENCE);
+        assert_eq!((replica.metrics.lease_waits_expired.get(), replica.enforcer.reservations()), (0, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]
