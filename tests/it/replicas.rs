@@ -365,13 +365,13 @@ async fn four_replicas_that_are_killed_again_and_again_use_up_every_quota_and_pa
     let quotas = quotas(least);
     let upstream = service(&quotas).await;
     let database = shared().migrated();
-    let mut fleet = Vec::new();
-    for _ in 0..REPLICAS {
+    let started = (0..REPLICAS).map(async |_| {
         let directory = tempfile::tempdir().unwrap();
         configure(directory.path(), &upstream, &database, &quotas);
         let program = Program::start(directory.path()).await;
-        fleet.push((directory, program));
-    }
+        (directory, program)
+    });
+    let mut fleet = join_all(started).await;
     let tenants: BTreeSet<_> = quotas.iter().map(|quota| quota.tenant).chain([BY_THE_MINUTE.0]).collect();
     let storm = Storm {
         addresses: Mutex::new(std::array::from_fn(|replica| Some(fleet[replica].1.address))),
@@ -408,8 +408,8 @@ async fn four_replicas_that_are_killed_again_and_again_use_up_every_quota_and_pa
     .await;
     let quiet = began.elapsed();
     assert_eq!(storm.one_more().await, BTreeSet::from([429]), "what is used up is used up everywhere");
-    for (_, mut program) in fleet.drain(..) {
-        program.signal(Kill::TERM);
+    fleet.iter().for_each(|(_, program)| program.signal(Kill::TERM));
+    for (_, program) in &mut fleet {
         assert_eq!(program.ended().await.code(), Some(0));
     }
 
