@@ -20,7 +20,7 @@ use jiff::{Timestamp, Unit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Inherited};
 use crate::settings::{Faults, Settings};
 use crate::store::replicas::Retired;
 
@@ -42,7 +42,7 @@ enum Command {
     /// Run the gateway
     #[command(after_help = "Example:\n  tollgate serve --config /etc/tollgate/tollgate.toml\n\n\
         Prints one line, `ready` with both addresses, once it accepts connections. SIGTERM drains and stops, a second \
-        one stops at once; SIGHUP reads the config again.")]
+        one cuts what is left, a third ends at once; SIGHUP reads the config again.")]
     Serve(ConfigFile),
     /// Show everything at once on loopback: gateway, chat service, database, traffic
     #[command(after_help = "Example:\n  tollgate demo --once")]
@@ -203,15 +203,17 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn serve(config: &ConfigFile) -> anyhow::Result<()> {
+    // Before there are threads.
+    let inherited = Inherited::from_env().map_err(anyhow::Error::msg)?;
     let settings = config.load()?;
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(async {
-        let stop = stop_signals()?;
-        let gateway = Box::pin(Gateway::start(settings)).await?;
+        let Stop { begun, hurried } = stop_signals()?;
+        let gateway = Box::pin(Gateway::start(settings, inherited)).await?;
         say(&format!("ready listen={} admin={}", gateway.address(), gateway.admin_address()));
-        Box::pin(gateway.run_until(stop.cancelled_owned())).await
+        Box::pin(gateway.run_until(begun.cancelled_owned(), hurried.cancelled_owned())).await
     })
 }
 
@@ -221,18 +223,30 @@ fn say(line: &str) {
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
-/// Cancelled by the first SIGTERM or SIGINT; a second one ends the process at once. Listens from here on, so that
-/// none is missed while the gateway starts.
-fn stop_signals() -> anyhow::Result<CancellationToken> {
+/// How far the process was asked to stop.
+#[derive(Clone, Default)]
+struct Stop {
+    /// Exchanges in flight may end.
+    begun: CancellationToken,
+    /// They are cut, and recorded as such.
+    hurried: CancellationToken,
+}
+
+/// Follows SIGTERM and SIGINT: the first begins the stop, the second hurries it, a third ends the process at once, should
+/// even that hang. Listens from here on, so that none is missed while the gateway starts.
+fn stop_signals() -> anyhow::Result<Stop> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let stopping = stop.clone();
     tokio::spawn(async move {
-        let first = either(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = first, "stopping: no new connections, exchanges in flight may end");
-        stopping.cancel();
-        let second = either(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = second, "stopping at once");
+        let signal = either(&mut terminate, &mut interrupt).await;
+        tracing::info!(signal, "stopping: no new connections, exchanges in flight may end");
+        stopping.begun.cancel();
+        let signal = either(&mut terminate, &mut interrupt).await;
+        tracing::warn!(signal, "stopping now: exchanges in flight are cut");
+        stopping.hurried.cancel();
+        let signal = either(&mut terminate, &mut interrupt).await;
+        tracing::error!(signal, "stopping at once: what is not written yet is shipped by the next start");
         std::process::exit(i32::from(FAILED));
     });
     Ok(stop)

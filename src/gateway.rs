@@ -12,6 +12,7 @@
 mod alerts;
 mod database;
 mod health;
+mod inherited;
 mod jobs;
 mod leases;
 mod notices;
@@ -36,6 +37,7 @@ use uuid::Uuid;
 
 use self::database::Keeper;
 use self::health::Live;
+pub use self::inherited::Inherited;
 use self::notices::Notices;
 use crate::admin;
 use crate::meter::Counter;
@@ -83,22 +85,27 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts every part and binds both listeners; returns once it accepts.
+    /// Starts every part and binds both listeners, but for those that were `inherited`; returns once it accepts.
     ///
     /// Errors: [`crate::settings::Faults`] where the config names what can't be had (a port that is taken, a data
     /// directory that can't be written, a policy that can't work); otherwise what failed, in one sentence.
-    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+    pub async fn start(settings: Settings, inherited: Inherited) -> anyhow::Result<Self> {
         raise_file_limit();
         let metrics = Metrics::new();
         let replica_id = replica_id(&settings.data_dir).map_err(|why| settings.fault("data.dir", why))?;
         let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone())
             .map_err(|error| settings.fault("data.dir", error.to_string()))?;
         let journal = Arc::new(journal);
-        let listener = Listener::bind(settings.server.listen)
-            .map_err(|error| settings.fault("server.listen", bind_fault(settings.server.listen, &error)))?;
-        let admin_listener = TcpListener::bind(settings.admin.listen).await.map_err(|error| {
-            settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error))
-        })?;
+        let listener = match inherited.listen {
+            Some(socket) => Listener::inherited(socket),
+            None => Listener::bind(settings.server.listen),
+        }
+        .map_err(|error| settings.fault("server.listen", bind_fault(settings.server.listen, &error)))?;
+        let admin_listener = match inherited.admin {
+            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+            None => TcpListener::bind(settings.admin.listen).await,
+        }
+        .map_err(|error| settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error)))?;
         let admin_address = admin_listener.local_addr()?;
 
         let (config, private) = database(&settings).await?;
@@ -234,12 +241,22 @@ impl Gateway {
         self.admin_address
     }
 
-    /// Serves until `shutdown` resolves, then drains, flushes and stops.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    /// Serves until `shutdown` resolves, then drains, flushes and stops; once `hurry` resolves it drains no longer.
+    pub async fn run_until(
+        self,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
         shutdown.await;
         tracing::info!(limit = ?self.drain_timeout, "draining");
         self.live.draining();
-        self.proxy.stop(tokio::time::sleep(self.drain_timeout)).await;
+        let limit = async {
+            tokio::select! {
+                () = tokio::time::sleep(self.drain_timeout) => {}
+                () = hurry => {}
+            }
+        };
+        self.proxy.stop(limit).await;
         // Every settlement is with the recorder now.
         self.shipped.cancel();
         self.shipping.await.context("the shipper ended in a panic")?;

@@ -129,8 +129,7 @@ async fn ask_in_turn(
     let mut stream = connect(to).await?;
     let mut buffer = Vec::with_capacity(16 * 1024);
     let mut pace = Pace::new(number, count, rate);
-    let mut turn = (number..).step_by(count);
-    while let Some(turn) = turn.next() {
+    for turn in (number..).step_by(count) {
         pace.wait().await;
         if shared.stopping.get() {
             break;

@@ -14,6 +14,7 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::Permissions;
+use std::future::pending;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::cast::{BAKERY, CLINIC, TRAVEL};
 use self::service::{Service, Sessions};
 use self::traffic::{Call, Visitor};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Inherited};
 use crate::settings::Settings;
 use crate::store::private::PrivatePostgres;
 use crate::store::{self, Store};
@@ -84,7 +85,7 @@ async fn with_postgres(
     let config = write_config(scratch, service.addr, database)?;
     let settings = Settings::load(Some(&config), &secrets.environment())
         .map_err(|faults| anyhow::anyhow!("the demo's own config is wrong: {faults:?}"))?;
-    let gateway = Gateway::start(settings).await.context("starting Tollgate")?;
+    let gateway = Gateway::start(settings, Inherited::default()).await.context("starting Tollgate")?;
     let stage = Stage {
         service: service.addr,
         gateway: gateway.address(),
@@ -102,7 +103,7 @@ async fn with_postgres(
         curtain.cancel();
         outcome
     };
-    let (played, served) = tokio::join!(act, gateway.run_until(curtain.clone().cancelled_owned()));
+    let (played, served) = tokio::join!(act, gateway.run_until(curtain.clone().cancelled_owned(), pending()));
     service.stop().await;
     played.and(served.context("stopping Tollgate"))
 }

@@ -40,6 +40,16 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
+        Self::of(socket)
+    }
+
+    /// Takes a socket that listens already, within a tokio runtime. Its backlog is as it was set.
+    pub fn inherited(socket: std::net::TcpListener) -> std::io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Self::of(socket.into())
+    }
+
+    fn of(socket: Socket) -> std::io::Result<Self> {
         let socket = TcpListener::from_std(socket.into())?;
         let address = socket.local_addr()?;
         Ok(Self { socket, address })

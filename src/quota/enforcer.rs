@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::model::quota::{self, Amounts, Charge};
@@ -65,8 +66,8 @@ pub enum Denial {
 enum Attempt {
     Taken(Reservation),
     Over(Box<Refusal>),
-    /// The lease is too small; more may be had.
-    Unleased(Box<Refusal>),
+    /// The lease is too small; more may be had, if it is only that others hold it (true) when they hand it back.
+    Unleased(Box<Refusal>, bool),
 }
 
 impl Enforcer {
@@ -148,29 +149,34 @@ impl Enforcer {
         let ledger = self.tenant(tenant);
         // Rounds are counted from before the look, so that the answer can't slip in between look and wait.
         let mut rounds = None;
-        let mut heard = false;
+        // The first round that ends may have begun before this was asked for; the second has the answer.
+        let mut answered_by = u64::MAX;
         loop {
             let attempt = |rule| self.attempt(tenant, &ledger, entitlement, amounts, rule, enforce, now);
-            let short = match attempt(self.asking.rule()) {
+            let (short, recalled) = match attempt(self.asking.rule()) {
                 Attempt::Taken(reservation) => return Ok(reservation),
                 Attempt::Over(refusal) => return Err(Denial::Over(refusal)),
-                Attempt::Unleased(refusal) => refusal,
+                Attempt::Unleased(refusal, recalled) => (refusal, recalled),
             };
             let left = patience.saturating_sub(began.elapsed());
+            let answered = recalled
+                || rounds.as_ref().is_some_and(|seen: &watch::Receiver<u64>| *seen.borrow() >= answered_by);
             match self.asking.footing() {
                 Footing::CutOff => return Err(Denial::Unavailable),
                 Footing::Alone | Footing::OnItsOwn => continue,
                 // The database answers, and it is others who hold what is left.
-                Footing::Leased if left.is_zero() && heard => return Err(Denial::Over(short)),
+                Footing::Leased if left.is_zero() && answered => return Err(Denial::Over(short)),
                 Footing::Leased if left.is_zero() => return self.impatient(attempt(Rule::Known)),
                 Footing::Leased => {}
             }
             let Some(seen) = rounds.as_mut() else {
-                rounds = Some(self.asking.rounds());
+                let seen = self.asking.rounds();
+                answered_by = seen.borrow().saturating_add(2);
+                rounds = Some(seen);
                 continue;
             };
             self.asking.soon(tenant, &ledger, amounts);
-            heard |= tokio::time::timeout(left, seen.changed()).await.is_ok();
+            let _ = tokio::time::timeout(left, seen.changed()).await;
         }
     }
 
@@ -183,7 +189,7 @@ impl Enforcer {
                 reservation.mark_unleased();
                 Ok(reservation)
             }
-            Attempt::Taken(_) | Attempt::Unleased(_) => Err(Denial::Unavailable),
+            Attempt::Taken(_) | Attempt::Unleased(..) => Err(Denial::Unavailable),
         }
     }
 
@@ -200,7 +206,7 @@ impl Enforcer {
         match self.attempt(tenant, &ledger, entitlement, amounts, self.asking.rule(), enforce, now) {
             Attempt::Taken(reservation) => Ok(reservation),
             Attempt::Over(refusal) => Err(refusal),
-            Attempt::Unleased(refusal) => {
+            Attempt::Unleased(refusal, _) => {
                 self.asking.soon(tenant, &ledger, amounts);
                 Err(refusal)
             }
@@ -225,10 +231,10 @@ impl Enforcer {
         } else if admission.short.is_some() && rule == Rule::Leased {
             self.asking.later(id, tenant, amounts);
         }
-        let refusal = admission.refusal(&amounts);
+        let (refusal, recalled) = (admission.refusal(&amounts), admission.recalled);
         match refusal {
             Some(refusal) if !admission.taken && admission.short.is_some() => Attempt::Over(refusal),
-            Some(refusal) if !admission.taken => Attempt::Unleased(refusal),
+            Some(refusal) if !admission.taken => Attempt::Unleased(refusal, recalled),
             would_refuse => Attempt::Taken(Reservation::new(
                 id.clone(),
                 tenant.clone(),

@@ -4,12 +4,14 @@
 //! driven: nothing here sleeps in order to wait for something, and every wait is bounded by [`within`].
 #![allow(dead_code, unused_imports, reason = "a toolbox: no test uses all of it")]
 
+mod cable;
 mod client;
 mod gateway;
 mod http2;
 mod upstream;
 mod wire;
 
+pub(crate) use cable::Cable;
 pub(crate) use client::{Client, Data, Ended, RequestText, Response, request};
 pub(crate) use gateway::{TestGateway, batch, batch_answer, chat, gateway, gateway_to};
 pub(crate) use http2::ask_http2;

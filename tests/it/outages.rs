@@ -5,10 +5,12 @@
 mod clients;
 mod cutting;
 mod database;
+mod distance;
 mod ending;
 mod leaving;
 mod process;
 pub(crate) mod program;
+mod restart;
 mod upstream;
 
 use serde_json::{Value, json};

@@ -289,6 +289,19 @@ async fn who_waits_in_vain_while_the_database_answers_is_over_quota_in_every_mod
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_a_round_that_was_on_its_way_before_is_no_answer() {
+    let (mut replica, plan) = (Replica::new(true), messages(LIMIT));
+    *replica.database.hangs.lock().unwrap() = true;
+    let heartbeat = replica.statement().await;
+    assert!(heartbeat.asks.is_empty());
+    let request = replica.request(&plan, PATIENCE);
+    tokio::task::yield_now().await;
+    heartbeat.grant(0);
+    let _unanswered = replica.statement().await;
+    assert!(request.await.unwrap().unwrap().is_unleased(), "what it asked for was not answered in time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_is_too_slow_holds_nobody_and_holds_again_once_it_is_there() {
     let (mut replica, plan) = (Replica::new(true), messages(LIMIT));
     let first = replica.request(&plan, LONG);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tollgate::gateway::Gateway;
+use tollgate::gateway::{Gateway, Inherited};
 use tollgate::settings::Settings;
 
 use super::client::{Client, RequestText, Response, request};
@@ -101,12 +101,13 @@ impl Builder {
         let dir = data.path().display().to_string();
         self.environment.insert("TOLLGATE__DATA__DIR".into(), dir);
         let settings = Settings::load(Some(&file), &self.environment)?;
-        let gateway = Box::pin(Gateway::start(settings)).await?;
+        let gateway = Box::pin(Gateway::start(settings, Inherited::default())).await?;
         let (address, admin) = (gateway.address(), gateway.admin_address());
         let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(Box::pin(gateway.run_until(async {
+        let told = async {
             let _ = stopped.await;
-        })));
+        };
+        let running = tokio::spawn(Box::pin(gateway.run_until(told, std::future::pending())));
         Ok(TestGateway { address, admin, stop, running, data })
     }
 }

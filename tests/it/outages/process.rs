@@ -122,7 +122,7 @@ async fn fault_79_sigterm_lets_streams_end_and_the_exit_is_0_with_all_recorded()
 }
 
 #[tokio::test]
-async fn fault_79_a_second_sigterm_ends_at_once() {
+async fn fault_79_a_second_sigterm_cuts_what_is_left_and_the_exit_is_0_with_all_recorded() {
     let upstream = Upstream::answering(|_| {
         answer(200)
             .events([&json!({"token": "Hello", "partial": "Hello"})])
@@ -132,7 +132,7 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     .await;
     let database = shared().database();
     let data = tempfile::tempdir().unwrap();
-    configure(data.path(), &upstream.url(), &database.url(), "", "");
+    configure(data.path(), &upstream.url(), &database.url(), "drain_timeout = \"1h\"", "");
     let mut program = Program::start(data.path()).await;
     let mut client = Client::connect(program.address).await;
     client.send(chat("tn_twice", "hi")).await;
@@ -145,7 +145,42 @@ async fn fault_79_a_second_sigterm_ends_at_once() {
     })
     .await;
     program.signal(Kill::TERM);
-    assert_eq!((program.ended().await.code(), client.read_out().await), (Some(1), Ended::Cut));
+    assert_eq!((program.ended().await.code(), client.read_out().await), (Some(0), Ended::Cut));
+    let row = &rows(&database, "tn_twice", 1).await[0];
+    assert_eq!(core(row), came_to("cut", 200, 2, "partial"));
+    counters_equal_events(&database).await;
+}
+
+#[tokio::test]
+async fn fault_84_a_tenant_that_floods_a_full_journal_takes_no_more_memory_and_nobody_elses_turn() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(10))).await;
+    let data = tempfile::tempdir().unwrap();
+    let nowhere = "postgres://postgres@127.0.0.1:9/none";
+    configure(data.path(), &upstream.url(), nowhere, "", "");
+    let small = [("JOURNAL_MAX_BYTES", "1MiB"), ("JOURNAL_SEGMENT_BYTES", "64KiB")];
+    let small: String = small.map(|(key, size)| format!("export TOLLGATE__DATA__{key}={size};")).concat();
+    let program = Program::start_limited(data.path(), &small).await;
+    let agent = "x".repeat(2000);
+    let flood = async |calls: usize| {
+        let caller = async || {
+            let mut client = Client::connect(program.address).await;
+            for _ in 0..calls / 8 {
+                client.send(batch("tn_flood", 1).header("user-agent", &agent)).await;
+                assert_eq!(client.read_response().await.status, 200);
+            }
+        };
+        join_all((0..8).map(|_| caller())).await;
+    };
+    // The journal holds some 200 of these calls.
+    flood(800).await;
+    let begun = program.peak_memory();
+    flood(4000).await;
+    let grown = program.peak_memory().saturating_sub(begun);
+    assert!(grown < 24 << 20, "{grown} bytes more for 4,000 calls that can't be written");
+    assert!(program.metric("tollgate_events_lost_total").await > 0.0, "what is lost is counted");
+    assert_eq!(Client::ask(program.address, batch("tn_other", 1)).await.status, 200);
+    let readiness = Client::ask(program.admin, request("GET", "/readyz")).await.json();
+    assert_eq!(readiness["status"], "degraded", "{readiness}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The built program as a process of its own: for what only a process can suffer.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -72,7 +73,18 @@ impl Program {
 
     /// Starts it under limits of the shell's, such as `ulimit -n 64;`.
     pub(super) async fn start_limited(data: &Path, limits: &str) -> Self {
-        let mut process = command(data, limits).spawn().unwrap();
+        Self::of(&mut command(data, limits)).await
+    }
+
+    /// Starts it with a socket for clients that listens already, as systemd does: as descriptor 3, told by the environment.
+    pub(super) async fn start_on(data: &Path, listen: &TcpListener) -> Self {
+        let mut command = command(data, "exec 3<&0 </dev/null; export LISTEN_PID=$$;");
+        command.stdin(Stdio::from(OwnedFd::from(listen.try_clone().unwrap())));
+        Self::of(command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "listen")).await
+    }
+
+    async fn of(command: &mut Command) -> Self {
+        let mut process = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let told = log.clone();

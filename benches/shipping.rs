@@ -1,0 +1,148 @@
+//! From a full journal to Postgres: events a second, as after an outage.
+//!
+//! `cargo bench --bench shipping -- --exchanges 200000`; each exchange is a usage event charged to four counters, of one of
+//! `--tenants` tenants; with `--audited` it has the two audit events of a chat as well. Postgres runs on the same machine,
+//! as the gateway's private one does, and its share of the cores is part of the figure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use tokio_util::sync::CancellationToken;
+use tollgate::model::event::{AuditEvent, EventType, Outcome, Record, UsageEvent};
+use tollgate::model::quota::{Charge, Dimension};
+use tollgate::model::tenant::TenantId;
+use tollgate::model::tokens::{TokenSource, TokenUsage};
+use tollgate::record::{Config, Journal, Records};
+use tollgate::store::{self, PrivatePostgres, Store};
+use tollgate::telemetry::Metrics;
+use uuid::Uuid;
+
+struct Options {
+    exchanges: u64,
+    tenants: u64,
+    audited: bool,
+}
+
+fn options() -> anyhow::Result<Options> {
+    let mut options = Options { exchanges: 100_000, tenants: 100, audited: false };
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    while let Some(name) = arguments.next() {
+        let mut number = || arguments.next().context("a number is missing")?.parse().context("no number");
+        match name.as_str() {
+            "--exchanges" => options.exchanges = number()?,
+            "--tenants" => options.tenants = number()?,
+            "--audited" => options.audited = true,
+            _ => bail!("unknown: {name}"),
+        }
+    }
+    Ok(options)
+}
+
+fn usage(number: u64, tenant: &TenantId, at: Timestamp) -> Record {
+    let charge = |dimension: Dimension| {
+        let span = dimension.window.span(&TimeZone::UTC, at);
+        Charge { dimension, window_start: span.start, window_end: span.end, amount: 1, limit: Some(1 << 40) }
+    };
+    Record::Usage(Box::new(UsageEvent {
+        event_id: Uuid::now_v7(),
+        tenant_id: tenant.clone(),
+        event_type: EventType::ChatMessage,
+        at,
+        method: "POST".into(),
+        endpoint: "/api/widget/chat".into(),
+        status: Some(200),
+        response_time_us: 830_000,
+        first_byte_us: Some(210_000),
+        chat_session_id: Some("0d6a2f2e-5f0e-4d0c-9a53-0b8f6c1d2e3f".into()),
+        usage: TokenUsage { input: Some(1), ..TokenUsage::default() },
+        tokens_consumed: Some(1),
+        token_source: TokenSource::Reported,
+        messages: 1,
+        embeddings: 1,
+        model: Some("gpt-4o-mini".into()),
+        outcome: Outcome::Completed,
+        streamed: false,
+        cost_nanousd: 246_000,
+        request_id: format!("r-{number}"),
+        metadata: serde_json::Map::new(),
+        charges: Dimension::STANDARD.map(charge).to_vec(),
+        lease_run: 1,
+    }))
+}
+
+fn audit(kind: &str, tenant: &TenantId, at: Timestamp) -> Record {
+    let mut event = AuditEvent::new(Uuid::now_v7(), at, kind, "business", "create");
+    event.tenant_id = Some(tenant.clone());
+    event.new_values = Some(serde_json::json!({"message_count": 1, "tokens": 1}));
+    Record::Audit(Box::new(event))
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(measure(options()?))
+}
+
+async fn measure(options: Options) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let postgres = PrivatePostgres::start(&scratch.path().join("postgres")).await?;
+    let store = Store::new(&store::Config {
+        url: postgres.url(),
+        pool_size: 8,
+        connect_timeout: Duration::from_secs(5),
+        statement_timeout: Duration::from_secs(30),
+    })?
+    .with_replica_id("bench");
+    store.migrate().await?;
+
+    let config = Config {
+        dir: scratch.path().join("journal"),
+        max_bytes: 16 << 30,
+        segment_bytes: 16 << 20,
+        fsync_interval: Duration::from_secs(1),
+        batch_records: 500,
+        batch_linger: Duration::from_millis(50),
+    };
+    let (recorder, journal) = Journal::open(config, Metrics::new())?;
+    let tenants = (0..options.tenants).map(|number| TenantId::parse(&format!("tn_{number}")));
+    let tenants = tenants.collect::<Result<Vec<_>, _>>().context("a tenant's id")?;
+    let now = Timestamp::now();
+    for (number, tenant) in (0..options.exchanges).zip(tenants.iter().cycle()) {
+        let mut records = Records::new();
+        records.push(usage(number, tenant, now));
+        if options.audited {
+            records.push(audit("chat_session_created", tenant, now));
+            records.push(audit("chat_message_sent", tenant, now));
+        }
+        recorder.record(records).await;
+    }
+    let records = journal.state().records;
+    println!(
+        "{} exchanges, {records} records in the journal ({} MB)",
+        options.exchanges,
+        journal.state().bytes >> 20
+    );
+
+    let began = Instant::now();
+    let stop = CancellationToken::new();
+    // Stopped at once, it ships what is there.
+    stop.cancel();
+    journal.ship(Arc::new(store.clone()), stop, Duration::from_secs(3600)).await;
+    let took = began.elapsed();
+    ensure!(journal.state().records == 0, "something is left");
+    let row = store.client().await?.query_one("SELECT count(*) FROM tenant_usage_realtime", &[]).await?;
+    let rows: i64 = row.try_get(0)?;
+    ensure!(rows.cast_unsigned() == options.exchanges, "{rows} rows");
+    let a_second = |count: u64| count as f64 / took.as_secs_f64();
+    println!(
+        "{took:.2?}: {:.0} usage events a second, {:.0} records a second",
+        a_second(options.exchanges),
+        a_second(records)
+    );
+    tokio::task::spawn_blocking(move || journal.close()).await?;
+    store.close();
+    postgres.stop().await;
+    Ok(())
+}
