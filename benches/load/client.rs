@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::statements::Pace;
 use super::upstream::EVENT_MARK;
 
 /// What all connections of a load share.
@@ -38,6 +39,15 @@ impl Load {
     /// `count` connections that send `request` again and again.
     pub(crate) fn requests(to: SocketAddr, request: &'static str, count: usize) -> Self {
         Self::start(count, |shared| ask_again(to, request, shared))
+    }
+
+    /// `count` connections that send `requests` in turn, all together `rate` a second.
+    pub(crate) fn paced(to: SocketAddr, requests: Rc<[&'static str]>, count: usize, rate: u32) -> Self {
+        let number = Cell::new(0);
+        Self::start(count, |shared| {
+            let mine = number.replace(number.get() + 1);
+            ask_in_turn(to, requests.clone(), (mine, count), rate, shared)
+        })
     }
 
     /// `count` connections that send `request` once and read events until the stream ends.
@@ -104,24 +114,54 @@ async fn ask_again(to: SocketAddr, request: &'static str, shared: Rc<Shared>) ->
     let mut stream = connect(to).await?;
     let mut buffer = Vec::with_capacity(16 * 1024);
     while !shared.stopping.get() {
-        let sent = Instant::now();
-        stream.write_all(request.as_bytes()).await?;
-        loop {
-            if let Some((head, length)) = head(&buffer) {
-                check(&buffer)?;
-                let whole = head + length.context("an answer without content-length")?;
-                if buffer.len() >= whole {
-                    buffer.drain(..whole);
-                    break;
-                }
-            }
-            ensure!(stream.read_buf(&mut buffer).await? > 0, "a connection was closed amid an answer");
-        }
-        shared.done.set(shared.done.get() + 1);
-        shared.calls.set(shared.calls.get() + 1);
-        let latency = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX);
-        shared.latencies.borrow_mut().push(latency);
+        ask(&mut stream, &mut buffer, request, &shared).await?;
     }
+    Ok(())
+}
+
+async fn ask_in_turn(
+    to: SocketAddr,
+    requests: Rc<[&'static str]>,
+    (number, count): (usize, usize),
+    rate: u32,
+    shared: Rc<Shared>,
+) -> anyhow::Result<()> {
+    let mut stream = connect(to).await?;
+    let mut buffer = Vec::with_capacity(16 * 1024);
+    let mut pace = Pace::new(number, count, rate);
+    for turn in (number..).step_by(count) {
+        pace.wait().await;
+        if shared.stopping.get() {
+            break;
+        }
+        ask(&mut stream, &mut buffer, requests[turn % requests.len()], &shared).await?;
+    }
+    Ok(())
+}
+
+async fn ask(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    request: &str,
+    shared: &Shared,
+) -> anyhow::Result<()> {
+    let sent = Instant::now();
+    stream.write_all(request.as_bytes()).await?;
+    loop {
+        if let Some((head, length)) = head(buffer) {
+            check(buffer)?;
+            let whole = head + length.context("an answer without content-length")?;
+            if buffer.len() >= whole {
+                buffer.drain(..whole);
+                break;
+            }
+        }
+        ensure!(stream.read_buf(buffer).await? > 0, "a connection was closed amid an answer");
+    }
+    shared.done.set(shared.done.get() + 1);
+    shared.calls.set(shared.calls.get() + 1);
+    let latency = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX);
+    shared.latencies.borrow_mut().push(latency);
     Ok(())
 }
 

@@ -5,10 +5,12 @@
 //! Rounds are interleaved and a ratio is taken within a round, because the machine's own speed drifts.
 //!
 //! `make bench-load`, or `cargo bench --bench load -- --seconds 5 --rounds 3 --connections 64 --streams 200`;
-//! `--only nginx` leaves Tollgate out. `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
+//! `--only nginx` leaves Tollgate out. `--rates 100,1000,10000` measures something else: what Postgres is asked at each
+//! rate of requests, over 100 tenants. `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
 
 mod client;
 mod report;
+mod statements;
 mod target;
 mod upstream;
 
@@ -38,6 +40,8 @@ struct Options {
     connections: usize,
     streams: usize,
     with_tollgate: bool,
+    /// Requests a second, to count statements at; none: the load run.
+    rates: Vec<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -59,7 +63,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { seconds: 5.0, rounds: 3, connections: 64, streams: 200, with_tollgate: true };
+    let mut options = Options {
+        seconds: 5.0,
+        rounds: 3,
+        connections: 64,
+        streams: 200,
+        with_tollgate: true,
+        rates: Vec::new(),
+    };
     let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
     while let Some(name) = rest.next() {
         let value = rest.next().with_context(|| format!("{name} needs a value"))?;
@@ -68,6 +79,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--rounds" => options.rounds = value.parse()?,
             "--connections" => options.connections = value.parse()?,
             "--streams" => options.streams = value.parse()?,
+            "--rates" => options.rates = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--only" if value == "nginx" => options.with_tollgate = false,
             _ => bail!("unknown: {name} {value}"),
         }
@@ -80,7 +92,11 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let scratch = target::scratch()?;
     // A child of this process, and so on its core.
     let postgres = PrivatePostgres::start(&scratch.path().join("postgres")).await?;
-    let outcome = Box::pin(with_postgres(&options, &upstream, scratch.path(), &postgres.url())).await;
+    let outcome = if options.rates.is_empty() {
+        Box::pin(with_postgres(&options, &upstream, scratch.path(), &postgres.url())).await
+    } else {
+        Box::pin(statements::run(&options, upstream.address, scratch.path(), &postgres.url())).await
+    };
     postgres.stop().await;
     outcome
 }

@@ -20,6 +20,8 @@ const START: Duration = Duration::from_secs(30);
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
+    /// Where it tells its metrics.
+    pub(crate) admin: Option<SocketAddr>,
     /// Whether its calls leave rows.
     pub(crate) meters: bool,
     /// From its start.
@@ -69,7 +71,8 @@ impl Target {
         // The tables first, so that its start is that of every day.
         let migrated = with_config(Command::new(&binary), "migrate").stdout(Stdio::null()).status().await?;
         ensure!(migrated.success(), "tollgate migrate failed: {migrated}");
-        Self::start("tollgate", with_config(on_its_core(&binary), "serve"), address).await
+        let started = Self::start("tollgate", with_config(on_its_core(&binary), "serve"), address).await?;
+        Ok(Self { admin: Some(admin), ..started })
     }
 
     async fn start(name: &'static str, mut command: Command, address: SocketAddr) -> anyhow::Result<Self> {
@@ -91,7 +94,7 @@ impl Target {
         }
         let first_answer = began.elapsed();
         load.stop().await?;
-        Ok(Self { name, address, meters: name == "tollgate", first_answer, process, pid })
+        Ok(Self { name, address, admin: None, meters: name == "tollgate", first_answer, process, pid })
     }
 
     /// CPU time that the kernel charged to it so far, all threads.
@@ -203,7 +206,7 @@ pool_idle = 512
 [data]
 dir = {data:?}
 
-# One tenant with limits that it does not reach, so that each call takes the whole way.
+# Limits that no tenant reaches, so that each call takes the whole way.
 [tenant]
 sources = [{{ header = "x-tenant-id" }}]
 trust_header_from = ["127.0.0.0/8"]

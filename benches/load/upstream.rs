@@ -41,18 +41,23 @@ pub(crate) fn page_request() -> &'static str {
 }
 
 pub(crate) fn chat_request() -> &'static str {
-    post("/api/widget/chat")
+    post("/api/widget/chat", "tn_load01")
+}
+
+/// The same of a tenant of one's own.
+pub(crate) fn chat_request_of(tenant: &str) -> &'static str {
+    post("/api/widget/chat", tenant)
 }
 
 pub(crate) fn stream_request() -> &'static str {
-    post("/api/widget/chat?stream=true")
+    post("/api/widget/chat?stream=true", "tn_load01")
 }
 
-fn post(target: &str) -> &'static str {
+fn post(target: &str, tenant: &str) -> &'static str {
     let body = r#"{"sessionId": "de300000-0000-4000-8000-000000000001", "messages": [{"query": "When are you open?"}, {"query": "Do you deliver on Saturdays?"}]}"#;
     leak(format!(
         "POST {target} HTTP/1.1\r\nhost: load.example\r\norigin: https://shop.example\r\nuser-agent: load\r\n\
-         content-type: application/json\r\nx-tenant-id: tn_load01\r\ncontent-length: {}\r\n\r\n{body}",
+         content-type: application/json\r\nx-tenant-id: {tenant}\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     ))
 }

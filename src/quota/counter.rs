@@ -221,7 +221,12 @@ impl Counter {
 
     /// Whether there is nothing to be had of `limit` now: it is dry, or what others hold is on its way back.
     pub(super) fn is_spent(&self, limit: u64) -> bool {
-        self.flags & RECALLED != 0 || self.is_dry(limit)
+        self.is_recalled() || self.is_dry(limit)
+    }
+
+    /// Whether what others hold was asked back.
+    pub(super) fn is_recalled(&self) -> bool {
+        self.flags & RECALLED != 0
     }
 
     /// Whether the lease is low and nobody has asked yet.

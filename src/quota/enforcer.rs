@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::model::quota::{self, Amounts, Charge};
 use crate::model::tenant::TenantId;
@@ -65,8 +67,8 @@ pub enum Denial {
 enum Attempt {
     Taken(Reservation),
     Over(Box<Refusal>),
-    /// The lease is too small; more may be had.
-    Unleased(Box<Refusal>),
+    /// The lease is too small; more may be had, if it is only that others hold it (true) when they hand it back.
+    Unleased(Box<Refusal>, bool),
 }
 
 impl Enforcer {
@@ -148,22 +150,30 @@ impl Enforcer {
         let ledger = self.tenant(tenant);
         // Rounds are counted from before the look, so that the answer can't slip in between look and wait.
         let mut rounds = None;
+        // The first round that ends may have begun before this was asked for; the second has the answer.
+        let mut answered_by = u64::MAX;
         loop {
             let attempt = |rule| self.attempt(tenant, &ledger, entitlement, amounts, rule, enforce, now);
-            match attempt(self.asking.rule()) {
+            let (short, recalled) = match attempt(self.asking.rule()) {
                 Attempt::Taken(reservation) => return Ok(reservation),
                 Attempt::Over(refusal) => return Err(Denial::Over(refusal)),
-                Attempt::Unleased(_) => {}
-            }
+                Attempt::Unleased(refusal, recalled) => (refusal, recalled),
+            };
             let left = patience.saturating_sub(began.elapsed());
+            let answered = recalled
+                || rounds.as_ref().is_some_and(|seen: &watch::Receiver<u64>| *seen.borrow() >= answered_by);
             match self.asking.footing() {
                 Footing::CutOff => return Err(Denial::Unavailable),
                 Footing::Alone | Footing::OnItsOwn => continue,
+                // The database answers, and it is others who hold what is left.
+                Footing::Leased if left.is_zero() && answered => return Err(Denial::Over(short)),
                 Footing::Leased if left.is_zero() => return self.impatient(attempt(Rule::Known)),
                 Footing::Leased => {}
             }
             let Some(seen) = rounds.as_mut() else {
-                rounds = Some(self.asking.rounds());
+                let seen = self.asking.rounds();
+                answered_by = seen.borrow().saturating_add(2);
+                rounds = Some(seen);
                 continue;
             };
             self.asking.soon(tenant, &ledger, amounts);
@@ -171,7 +181,7 @@ impl Enforcer {
         }
     }
 
-    /// No grant came in time: the database is too slow. What holds then is what holds while it is away.
+    /// No answer came in time: the database is too slow. What holds then is what holds while it is away.
     fn impatient(&self, known: Attempt) -> Result<Reservation, Denial> {
         self.asking.metrics.lease_waits_expired.inc();
         match known {
@@ -180,7 +190,7 @@ impl Enforcer {
                 reservation.mark_unleased();
                 Ok(reservation)
             }
-            Attempt::Taken(_) | Attempt::Unleased(_) => Err(Denial::Unavailable),
+            Attempt::Taken(_) | Attempt::Unleased(..) => Err(Denial::Unavailable),
         }
     }
 
@@ -197,7 +207,7 @@ impl Enforcer {
         match self.attempt(tenant, &ledger, entitlement, amounts, self.asking.rule(), enforce, now) {
             Attempt::Taken(reservation) => Ok(reservation),
             Attempt::Over(refusal) => Err(refusal),
-            Attempt::Unleased(refusal) => {
+            Attempt::Unleased(refusal, _) => {
                 self.asking.soon(tenant, &ledger, amounts);
                 Err(refusal)
             }
@@ -222,10 +232,10 @@ impl Enforcer {
         } else if admission.short.is_some() && rule == Rule::Leased {
             self.asking.later(id, tenant, amounts);
         }
-        let refusal = admission.refusal(&amounts);
+        let (refusal, recalled) = (admission.refusal(&amounts), admission.recalled);
         match refusal {
             Some(refusal) if !admission.taken && admission.short.is_some() => Attempt::Over(refusal),
-            Some(refusal) if !admission.taken => Attempt::Unleased(refusal),
+            Some(refusal) if !admission.taken => Attempt::Unleased(refusal, recalled),
             would_refuse => Attempt::Taken(Reservation::new(
                 id.clone(),
                 tenant.clone(),

@@ -9,6 +9,7 @@
 //! 4. With `reclaim_after`, a replica that was not heard of for so long loses what it holds. It stops spending before
 //!    that: counted on its own monotonic clock, from before its last successful round was sent.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,8 @@ impl Leasing {
                 () = stop.cancelled() => return,
                 () = self.enforcer.asking().wait() => false,
                 () = recall.notified() => false,
+                // With the next round and not at once: who waited for a grant takes its need of it before the rest goes back.
+                () = ready(()), if self.rounds.has_recalled() => false,
                 () = sleep_until(beat) => true,
             };
             // What comes in the meantime goes with this round.
@@ -138,9 +141,6 @@ impl Leasing {
                 self.rounds.recall_idle_sometimes(Timestamp::now(), self.began.elapsed());
                 self.release_former().await;
                 beat = Instant::now() + self.config.heartbeat;
-            }
-            if self.rounds.has_recalled() {
-                self.round(false).await;
             }
         }
     }

@@ -47,6 +47,8 @@ pub(super) struct Admission {
     pub(super) short: Option<usize>,
     /// The place of the dimension of which only the lease is too small, and more may be had.
     pub(super) unleased: Option<usize>,
+    /// Whether others hold it, as the database said.
+    pub(super) recalled: bool,
     /// Whether the amounts were taken.
     pub(super) taken: bool,
     /// Whether more should be asked for, though nobody waits for it.
@@ -112,7 +114,7 @@ impl Ledger {
         }
         let (mut standings, mut turns) = (Standings::new(), SmallVec::new());
         let mut short: Option<usize> = None;
-        let (mut unleased, mut low) = (None, false);
+        let (mut unleased, mut recalled, mut low) = (None, false, false);
         let mut over_soft = SmallVec::new();
         for (at, (dimension, limit)) in limits.iter().enumerate() {
             let need = amounts.of(dimension.unit);
@@ -145,6 +147,7 @@ impl Ledger {
                     fits = false;
                 } else if !leased {
                     unleased = Some(at);
+                    recalled |= counter.is_recalled();
                 }
                 low |= counter.is_low();
             }
@@ -168,7 +171,7 @@ impl Ledger {
                 *first = self.find(*dimension).is_some_and(Counter::mark_over);
             }
         }
-        Admission { standings, turns, short, unleased, taken, low, over_soft }
+        Admission { standings, turns, short, unleased, recalled, taken, low, over_soft }
     }
 
     /// Reserves `more` in each of these windows (dimension, turn, limit), or in none of them; whether it did, and whether

@@ -12,6 +12,7 @@ use crate::model::quota::{Amounts, Charge, Dimension, Limit, Limits};
 use crate::model::tenant::{PlanName, TenantId};
 use crate::telemetry::Metrics;
 
+mod admit;
 mod extending;
 mod leases;
 mod limits;

@@ -19,6 +19,7 @@ mod overrides;
 mod postgres;
 mod prices;
 mod recording;
+mod replicas;
 mod routes;
 mod sdk;
 mod sharing;

@@ -9,7 +9,7 @@ mod distance;
 mod ending;
 mod leaving;
 mod process;
-mod program;
+pub(crate) mod program;
 mod restart;
 mod upstream;
 

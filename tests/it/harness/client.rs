@@ -129,10 +129,15 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(to: SocketAddr) -> Self {
-        let stream = within("a connection", TcpStream::connect(to)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
+        Self::try_connect(to).await.unwrap()
+    }
+
+    /// The same to a server that may be gone.
+    pub(crate) async fn try_connect(to: SocketAddr) -> std::io::Result<Self> {
+        let stream = within("a connection", TcpStream::connect(to)).await?;
+        stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
-        Self { reader: Reader::new(reader), writer, framing: Framing::Empty }
+        Ok(Self { reader: Reader::new(reader), writer, framing: Framing::Empty })
     }
 
     /// One request on a connection of its own.

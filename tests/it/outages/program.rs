@@ -13,8 +13,8 @@ use tokio::process::{Child, Command};
 use crate::harness::{Client, request, within};
 
 /// A program that serves.
-pub(super) struct Program {
-    pub(super) address: SocketAddr,
+pub(crate) struct Program {
+    pub(crate) address: SocketAddr,
     pub(super) admin: SocketAddr,
     process: Child,
     log: Arc<Mutex<Vec<String>>>,
@@ -67,7 +67,7 @@ pub(super) async fn refused(data: &Path, variables: &[(&str, &str)]) -> Refusal 
 }
 
 impl Program {
-    pub(super) async fn start(data: &Path) -> Self {
+    pub(crate) async fn start(data: &Path) -> Self {
         Self::start_limited(data, "").await
     }
 
@@ -116,19 +116,19 @@ impl Program {
         parsed.map(|line| line["timestamp"].as_str().unwrap().parse().unwrap()).collect()
     }
 
-    pub(super) async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let page = Client::ask(self.admin, request("GET", "/metrics")).await.text();
         let line = page.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(' ')));
         line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0.0)
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = self.process.id().expect("it runs");
         kill_process(Pid::from_raw(id.cast_signed()).unwrap(), signal).unwrap();
     }
 
     /// Waits for its end.
-    pub(super) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         within("the program ends", self.process.wait()).await.unwrap()
     }
 
