@@ -2,7 +2,7 @@
 //! and one replica after another is killed and started again on what it had on disk.
 //!
 //! Only outcomes are asserted. A refusal is one of them: while others hold the rest of a quota, or a replica is down, a
-//! client is refused and asks elsewhere. `TOLLGATE_KILLS` (6) makes it longer: so many replicas are killed at least, and
+//! client is refused and asks elsewhere. `TOLLGATE_KILLS` (4) makes it longer: so many replicas are killed at least, and
 //! the quotas grow with it.
 #![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
@@ -32,7 +32,7 @@ const CLIENTS: usize = 64;
 const RESERVED: u64 = 40;
 
 /// A replica is killed after so many answers.
-const ANSWERS: usize = 200;
+const ANSWERS: usize = 150;
 
 /// Longer than four replicas need to use up what is left: then it can't be had.
 const MOST_KILLS: usize = 40;
@@ -57,20 +57,20 @@ impl Quota {
 
 /// The quotas, for at least so many kills.
 fn quotas(kills: usize) -> Vec<Quota> {
-    let calls = |calls: usize| (calls * kills.div_ceil(6)) as u64;
+    let calls = |calls: usize| (calls * kills.div_ceil(4)) as u64;
     let quota = |tenant, dimension, limit, needs, uses| Quota { tenant, dimension, limit, needs, uses };
     let (messages, tokens) = ("chat_messages_per_day", "tokens_per_day");
     vec![
         quota("tn_one", messages, 1, 1, 1),
         quota("tn_few", messages, 10, 1, 1),
-        quota("tn_some", messages, calls(60), 1, 1),
-        quota("tn_many", messages, calls(250), 1, 1),
-        quota("tn_calls", "api_calls_per_day", calls(250), 1, 1),
-        quota("tn_full", tokens, calls(250) * RESERVED, RESERVED, RESERVED),
-        quota("tn_thrifty", tokens, calls(150) * RESERVED, RESERVED, RESERVED * 5 / 8),
-        quota("tn_debt", tokens, calls(250) * RESERVED, RESERVED, RESERVED * 3 / 2),
-        quota("tn_both", tokens, calls(200) * RESERVED, RESERVED, RESERVED),
-        quota("tn_both", messages, calls(200), 1, 1),
+        quota("tn_some", messages, calls(40), 1, 1),
+        quota("tn_many", messages, calls(150), 1, 1),
+        quota("tn_calls", "api_calls_per_day", calls(150), 1, 1),
+        quota("tn_full", tokens, calls(150) * RESERVED, RESERVED, RESERVED),
+        quota("tn_thrifty", tokens, calls(100) * RESERVED, RESERVED, RESERVED * 5 / 8),
+        quota("tn_debt", tokens, calls(150) * RESERVED, RESERVED, RESERVED * 3 / 2),
+        quota("tn_both", tokens, calls(120) * RESERVED, RESERVED, RESERVED),
+        quota("tn_both", messages, calls(120), 1, 1),
     ]
 }
 
@@ -297,7 +297,7 @@ async fn shipped(fleet: &[(TempDir, Program)]) {
 
 #[tokio::test]
 async fn four_replicas_that_are_killed_again_and_again_use_up_every_quota_and_pass_none() {
-    let least = std::env::var("TOLLGATE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6);
+    let least = std::env::var("TOLLGATE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(4);
     let quotas = quotas(least);
     let upstream = service(&quotas).await;
     let database = shared().migrated();
