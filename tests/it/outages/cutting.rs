@@ -229,6 +229,7 @@ async fn what_cant_be_cut_finishes_and_so_does_every_stream_by_default() {
     ] {
         let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || script.clone()).await;
         let (response, row) = setup.chat("tn_finishes").await;
+        assert_eq!(response.status, 200, "{name}: {}", response.text());
         assert_eq!((response.body.len(), response.ended), (size, Ended::Clean), "{name}");
         assert_eq!(row["outcome"], json!("completed"), "{name}: {row}");
         setup.stop().await;

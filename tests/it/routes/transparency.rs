@@ -59,7 +59,10 @@ async fn a_call_that_names_no_tenant_passes_as_it_came_and_leaves_nothing() {
         }
     }
     gateway.stop().await;
-    assert_eq!((usage(&database).await, audits(&database).await), (Vec::<Value>::new(), Vec::new()));
+    let mut audits = audits(&database).await;
+    // What the gateway says of itself, after a while without an aggregation, is not of these calls.
+    audits.retain(|event| event["event_type"] != "alert_raised");
+    assert_eq!((usage(&database).await, audits), (Vec::<Value>::new(), Vec::new()));
 }
 
 #[tokio::test]
