@@ -46,6 +46,7 @@ use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
+use crate::store::reconcile::Recorded;
 use crate::store::replicas::{Replica, Retired};
 use crate::store::{self, Drift, PrivatePostgres, Store};
 use crate::telemetry::Metrics;
@@ -311,6 +312,14 @@ pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
 /// The live counters against their events, without starting a gateway.
 pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
     with_store(settings, async |store| Ok(store.drift(None).await?)).await
+}
+
+/// What was recorded of each model on `days`, to hold an invoice against.
+pub async fn recorded_by_model(
+    settings: &Settings,
+    days: &[(jiff::Timestamp, jiff::Timestamp)],
+) -> anyhow::Result<Recorded> {
+    with_store(settings, async |store| Ok(store.recorded_by_model(days).await?)).await
 }
 
 /// Every process that shares the database.

@@ -17,6 +17,7 @@ mod outages;
 mod overrides;
 mod postgres;
 mod prices;
+mod reconciliation;
 mod recording;
 mod routes;
 mod sdk;
