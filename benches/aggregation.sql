@@ -4,7 +4,7 @@
 SET timezone = 'UTC';
 SET synchronous_commit = off;
 
-SELECT setseed(0.5);
+DO $$ BEGIN PERFORM setseed(0.5); END $$;
 DO $$ BEGIN
     PERFORM tollgate_make_partition('tenant_usage_realtime', to_char(day, 'YYYYMMDD'), day, day + interval '1 day')
     FROM generate_series(date_trunc('day', now()) - interval '30 days', now(), interval '1 day') day;

@@ -112,8 +112,8 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
         /// The invoice
-        #[arg(long, value_name = "CSV")]
-        file: PathBuf,
+        #[arg(long = "file", value_name = "CSV")]
+        invoice: PathBuf,
         /// How large a gap may be, in per cent of the larger side; cents are let pass
         #[arg(long, value_name = "PERCENT", default_value = "1%")]
         tolerance: reconcile::Tolerance,
@@ -187,8 +187,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
-        Command::Reconcile { config, file, tolerance, time_zone, json } => {
-            reconcile(config, file, *tolerance, time_zone.clone(), *json)
+        Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
+            reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
         }
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
@@ -339,13 +339,13 @@ fn time_zone(name: &str) -> Result<TimeZone, String> {
 
 fn reconcile(
     config: &ConfigFile,
-    file: &Path,
+    invoice: &Path,
     tolerance: reconcile::Tolerance,
     zone: TimeZone,
     json: bool,
 ) -> anyhow::Result<()> {
     let settings = config.load()?;
-    let question = reconcile::Question::read(file, zone)?;
+    let question = reconcile::Question::read(invoice, zone)?;
     let days = question.ranges()?;
     let recorded = runtime()?.block_on(Box::pin(gateway::recorded_by_model(&settings, &days)))?;
     let comparison = question.compare(&recorded, tolerance)?;

@@ -39,8 +39,12 @@ fn an_invoice_that_agrees_with_what_was_recorded_is_sound_and_outlives_the_event
     record(&database, "gpt-4o", "2026-03-01T10:00:00Z", 10);
     record(&database, "gpt-4o", "2026-03-01T23:59:59Z", 10);
     record(&database, "gpt-4o-mini", "2026-03-02T00:00:00Z", 3);
-    // Refused calls reach no model, whatever their rows say.
-    database.rows("UPDATE tenant_usage_realtime SET outcome = 'refused', cost_usd = 0 WHERE entry_id = (SELECT min(entry_id) FROM tenant_usage_realtime)");
+    // A refused call reached no model: it is neither priced nor counted.
+    database.rows(
+        "UPDATE tenant_usage_realtime
+         SET outcome = 'refused', cost_usd = 0, tokens_consumed = 0, input_tokens = NULL, output_tokens = NULL
+         WHERE entry_id = (SELECT min(entry_id) FROM tenant_usage_realtime)",
+    );
     let invoice = "date,model,tokens,cost\n2026-03-01,gpt-4o,1000,0.10\n2026-03-01,gpt-4o,900,0.094\n2026-03-02,gpt-4o-mini,300,0.03\n";
     for _ in 0..2 {
         let sound = reconcile(&database, invoice, &["--tolerance", "0"]);
