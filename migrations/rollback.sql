@@ -16,6 +16,9 @@ END
 $$;
 DROP FUNCTION IF EXISTS tollgate_lease(TEXT, BIGINT, BIGINT, INTERVAL, TEXT[], TEXT[], TIMESTAMPTZ[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[]);
 DROP FUNCTION IF EXISTS aggregate_usage_metrics();
+DROP FUNCTION IF EXISTS tollgate_write_usage(TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT[], TIMESTAMPTZ[]);
+DROP FUNCTION IF EXISTS tollgate_percentiles(SMALLINT[], BIGINT[], NUMERIC[]);
+DROP FUNCTION IF EXISTS tollgate_latency_bucket(INTEGER);
 DROP FUNCTION IF EXISTS tollgate_amend(UUID[], TIMESTAMPTZ[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], BIGINT[], TEXT[], BIGINT[]);
 DROP FUNCTION IF EXISTS tollgate_tell_old_values(UUID[], TIMESTAMPTZ[]);
 DROP FUNCTION IF EXISTS cleanup_old_quota_windows();
@@ -35,6 +38,7 @@ DROP TABLE IF EXISTS quota_leases;
 DROP TABLE IF EXISTS quota_usage;
 DROP TABLE IF EXISTS audit_events;
 DROP TABLE IF EXISTS usage_aggregation_state;
+DROP TABLE IF EXISTS tenant_model_usage;
 DROP TABLE IF EXISTS tenant_usage_metrics;
 DROP TABLE IF EXISTS tenant_usage_realtime;
 DROP TABLE IF EXISTS tollgate_schema;

@@ -6,6 +6,7 @@
 mod drift;
 mod logs;
 mod prices;
+mod reconcile;
 mod replicas;
 mod table;
 mod what_if;
@@ -13,10 +14,11 @@ mod what_if;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -100,6 +102,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare a provider's invoice with what was recorded, by day and model
+    #[command(
+        after_help = "Example:\n  tollgate reconcile --config /etc/tollgate/tollgate.toml --file invoice.csv\n\n\
+        The file is CSV with a header: `date`, `model`, and `cost` (USD), `tokens`, or `input_tokens` and `output_tokens`; \
+        other columns are left alone. Ends with 0 when every day of every model is within the tolerance, with 1 when one is \
+        not or can't be compared, with 2 when lines of the file are wrong, and prints which. docs/reconciliation.md has more."
+    )]
+    Reconcile {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The invoice
+        #[arg(long = "file", value_name = "CSV")]
+        invoice: PathBuf,
+        /// How large a gap may be, in per cent of the larger side; cents are let pass
+        #[arg(long, value_name = "PERCENT", default_value = "1%")]
+        tolerance: reconcile::Tolerance,
+        /// Whose days the invoice has, as an IANA name such as America/New_York
+        #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = time_zone)]
+        time_zone: TimeZone,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the Tollgate processes that share the database, or take one for dead
     #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
         LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
@@ -176,6 +201,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
+        Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
+            reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
+        }
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
         Command::WhatIf { config, question } => what_if(config, question),
@@ -202,10 +230,11 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-/// [`Faults`], from reading the config or from using it (a port that is taken), are a bad config; all else failed
-/// while running.
+/// [`Faults`], from reading the config or from using it (a port that is taken), are a bad config, and an invoice's are bad
+/// usage; all else failed while running.
 fn code(error: &anyhow::Error) -> u8 {
-    if faults_of(error).is_some() { BAD_CONFIG } else { FAILED }
+    let bad_invoice = error.downcast_ref::<reconcile::InvoiceFaults>().is_some();
+    if faults_of(error).is_some() || bad_invoice { BAD_CONFIG } else { FAILED }
 }
 
 fn faults_of(error: &anyhow::Error) -> Option<&Faults> {
@@ -316,6 +345,31 @@ fn verify_quota(config: &ConfigFile, json: bool) -> anyhow::Result<()> {
     match drift.drifted {
         0 => Ok(()),
         n => anyhow::bail!("{n} of {} counters differ from their events", drift.counters),
+    }
+}
+
+fn time_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| "must be an IANA time zone, such as UTC or Europe/Berlin".to_owned())
+}
+
+fn reconcile(
+    config: &ConfigFile,
+    invoice: &Path,
+    tolerance: reconcile::Tolerance,
+    zone: TimeZone,
+    json: bool,
+) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let question = reconcile::Question::read(invoice, zone)?;
+    let days = question.ranges()?;
+    let recorded = runtime()?.block_on(Box::pin(gateway::recorded_by_model(&settings, &days)))?;
+    let comparison = question.compare(&recorded, tolerance)?;
+    let _ = std::io::stdout().lock().write_all(comparison.told(json).as_bytes());
+    match comparison.open() {
+        (0, 0) => Ok(()),
+        (gaps, not_compared) => anyhow::bail!(
+            "{gaps} days of models differ by more than the tolerance, {not_compared} can't be compared"
+        ),
     }
 }
 

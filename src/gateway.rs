@@ -49,6 +49,7 @@ use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
+use crate::store::reconcile::Recorded;
 use crate::store::replicas::{Replica, Retired};
 use crate::store::{self, Drift, PrivatePostgres, Store};
 use crate::telemetry::Metrics;
@@ -321,6 +322,14 @@ pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
 /// Recorded calls against the limits of `settings`.
 pub async fn what_if(settings: &Settings, question: &WhatIf) -> anyhow::Result<Replayed> {
     with_store(settings, async |store| what_if::replay(settings, store, question).await).await
+}
+
+/// What was recorded of each model on `days`, to hold an invoice against.
+pub async fn recorded_by_model(
+    settings: &Settings,
+    days: &[(jiff::Timestamp, jiff::Timestamp)],
+) -> anyhow::Result<Recorded> {
+    with_store(settings, async |store| Ok(store.recorded_by_model(days).await?)).await
 }
 
 /// Every process that shares the database.

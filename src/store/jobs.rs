@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::pool::{Store, StoreError};
 
-/// How long a job may take. A month of a busy tenant's events is sorted for its percentiles.
+/// How long a job may take. A first aggregation reads every event that is kept: benches/aggregation.sh measures it.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// What an aggregation wrote.
@@ -45,7 +45,8 @@ impl Store {
         Ok(count(row.get::<_, i32>(0).into()) as u32)
     }
 
-    /// Brings `tenant_usage_metrics` up to date, the current periods and those of late events included.
+    /// Brings `tenant_usage_metrics` and `tenant_model_usage` up to date, the current periods and those of late events
+    /// included.
     pub async fn aggregate(&self) -> Result<AggregateReport, StoreError> {
         let sql = "SELECT hourly, daily, monthly, CASE WHEN isfinite(since) THEN since END FROM aggregate_usage_metrics()";
         let row = self.patient(PATIENCE, async |client| client.query_one(sql, &[]).await).await?;

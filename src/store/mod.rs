@@ -10,7 +10,7 @@
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
 //! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
 //! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`alerts`] what crossed a threshold;
-//! [`drift`] checks the counters; [`migrate`] the schema; [`private`] runs a server of our own where none is configured.
+//! [`drift`] checks the counters; [`reconcile`] has what invoices are held against; [`migrate`] the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
 mod instant;
@@ -30,6 +30,7 @@ pub mod models;
 pub mod overrides;
 pub mod plans;
 pub mod private;
+pub mod reconcile;
 pub mod replay;
 pub mod replicas;
 pub mod report;

@@ -52,7 +52,9 @@ impl Column {
         match self.kind {
             Kind::Time => utc(&name),
             Kind::Text if self.name == "ip_address" => format!("host({name})"),
-            Kind::Text | Kind::Number | Kind::Bool | Kind::Json => format!("{name}::text"),
+            // An array becomes one of JSON; JSON stays what it is.
+            Kind::Json => format!("to_jsonb({name})::text"),
+            Kind::Text | Kind::Number | Kind::Bool => format!("{name}::text"),
         }
     }
 }

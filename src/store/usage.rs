@@ -79,10 +79,14 @@ const fn time(name: &'static str) -> Column {
     Column { name, kind: Kind::Time }
 }
 
+const fn json(name: &'static str) -> Column {
+    Column { name, kind: Kind::Json }
+}
+
 use Metric::{ApiCalls, Cost, Tokens};
 
 /// The columns of `tenant_usage_metrics`, each with the metrics that it is a part of; none is a part of all.
-const METRICS: [(Column, &[Metric]); 35] = [
+const METRICS: [(Column, &[Metric]); 37] = [
     (text("metric_id"), &[]),
     (text("tenant_id"), &[Tokens, Cost, ApiCalls]),
     (time("period_start"), &[Tokens, Cost, ApiCalls]),
@@ -118,6 +122,8 @@ const METRICS: [(Column, &[Metric]); 35] = [
     (number("peak_qps"), &[ApiCalls]),
     (time("created_at"), &[]),
     (time("updated_at"), &[Tokens, Cost, ApiCalls]),
+    (json("latency_buckets"), &[]),
+    (json("latency_counts"), &[]),
 ];
 
 /// The columns of `tenant_usage_realtime` that are shown of a recent event.
@@ -147,7 +153,7 @@ const EVENTS: [Column; 26] = [
     number("cost_usd"),
     text("request_id"),
     text("replica_id"),
-    Column { name: "metadata", kind: Kind::Json },
+    json("metadata"),
 ];
 
 /// A tenant's figures over the whole range; `SUMMARY` has the same ones over all tenants.

@@ -710,9 +710,17 @@ fn bad_usage_ends_with_2_and_help_with_0() {
     for arguments in [&[][..], &["no-such-command"], &["serve", "--colour"], &["serve", "extra"]] {
         assert_eq!(tollgate(arguments, []).status.code(), Some(2), "{arguments:?}");
     }
-    for command in
-        ["serve", "demo", "migrate", "check-config", "aggregate", "prices", "verify-quota", "replicas"]
-    {
+    for command in [
+        "serve",
+        "demo",
+        "migrate",
+        "check-config",
+        "aggregate",
+        "prices",
+        "verify-quota",
+        "reconcile",
+        "replicas",
+    ] {
         let output = tollgate(&[command, "--help"], []);
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains("Example:\n  "), "{command}");

@@ -18,6 +18,7 @@ mod outages;
 mod overrides;
 mod postgres;
 mod prices;
+mod reconciliation;
 mod recording;
 mod replicas;
 mod routes;

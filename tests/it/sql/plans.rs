@@ -129,3 +129,57 @@ fn recorded_calls_are_replayed_in_the_order_of_the_index() {
         assert!(plan.lines().all(|line| line.trim_start_matches(['-', '>', ' ']) != "Sort"), "{plan}");
     }
 }
+
+#[test]
+fn models_of_a_range_of_days_are_read_from_those_days_partitions_alone() {
+    let day = |ago: u32| {
+        FILLED.one(&format!(
+            "SELECT to_char(date_trunc('day', now(), 'UTC') - interval '{ago} days', 'YYYYMMDD')"
+        ))
+    };
+    let sql = format!(
+        "SELECT model, count(*), sum(tokens_consumed), sum(cost_usd) FROM tenant_usage_realtime
+         WHERE event_timestamp >= '{}'::date AND event_timestamp < '{}'::date AND outcome <> 'refused' GROUP BY model",
+        day(5),
+        day(3)
+    );
+    let plan = plan(&FILLED, &sql);
+    let partitions = |plan: &str| {
+        let mut found: Vec<_> = plan
+            .split_whitespace()
+            .filter(|word| word.starts_with("tenant_usage_realtime_p"))
+            .map(str::to_owned)
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    };
+    let asked = [5, 4].map(|ago| format!("tenant_usage_realtime_p{}", day(ago)));
+    assert!(partitions(&plan) == asked && !plan.contains("_default"), "{plan}");
+}
+
+/// Few hours are looked up by the index, many are read as a whole: either way in the partition of their day.
+#[test]
+fn an_aggregation_reads_the_partition_of_the_day_that_it_works_on() {
+    let day = "date_trunc('day', now(), 'UTC') - interval '3 days'";
+    let called = format!(
+        "(SELECT DISTINCT tenant_id, date_trunc('hour', event_timestamp, 'UTC') FROM tenant_usage_realtime
+          WHERE event_timestamp >= {day} AND event_timestamp < {day} + interval '1 day' LIMIT 5)"
+    );
+    let all = format!(
+        "(SELECT 'tn_' || t, {day} + h * interval '1 hour' FROM generate_series(0, 9) t, generate_series(0, 23) h)"
+    );
+    for hours in [called, all] {
+        let seen = FILLED.rows(&format!(
+            "BEGIN; SET LOCAL enable_nestloop = off;
+             SELECT tollgate_write_usage('hourly', {day}, {day} + interval '1 day', array_agg(p.tenant), array_agg(p.hour)) FROM {hours} p(tenant, hour);
+             SELECT string_agg(relname, ' ') FROM pg_stat_xact_user_tables
+             WHERE relname LIKE 'tenant_usage_realtime%' AND coalesce(seq_scan, 0) + coalesce(idx_scan, 0) > 0;
+             ROLLBACK"
+        ));
+        let partition =
+            FILLED.one(&format!("SELECT 'tenant_usage_realtime_p' || to_char({day}, 'YYYYMMDD')"));
+        assert_eq!(seen[1], [partition], "{hours}: {seen:?}");
+        assert!(seen[0][0].parse::<u32>().unwrap() >= 1, "{hours}: {seen:?}");
+    }
+}
