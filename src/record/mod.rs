@@ -23,6 +23,7 @@
 //! On the disk, in `dir`: `lock`, `position`, `NNNNNNNNNNNNNNNN.seg`, `damaged.jsonl`, `dead-letter.jsonl`.
 
 mod alarm;
+mod appender;
 mod aside;
 pub mod codec;
 mod compact;
