@@ -276,15 +276,16 @@ impl Appender {
         self.abandon();
     }
 
-    /// Syncs what was written, and seals it. Where nothing is in flight, no segment is kept to say so.
+    /// Syncs what was written, and seals it. Where nothing is in flight and all is shipped, no segment is kept to say so.
     pub(super) fn finish(&mut self) {
         let synced = self.active.as_ref().map_or(Ok(()), |active| active.file.sync());
         match synced.and_then(|()| self.parts.disk.sync_dir(&self.parts.config.dir)) {
             Ok(()) => {
                 let over = self.in_flight() == 0 && !self.behind;
                 self.parts.log.with(|state| {
-                    // What can't be read or deleted may hold intents: the last mark says that they are over.
-                    let over = over && state.segments.iter().all(|segment| !segment.keep);
+                    // What stays may hold intents whose events are gone or damaged: the last mark says that they are over.
+                    let stays = |segment: &Segment| segment.keep || segment.last_seq > state.acked;
+                    let over = over && !state.segments.iter().any(stays);
                     state.keep_from(if over { u64::MAX } else { state.marked });
                 });
             }
