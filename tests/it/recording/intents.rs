@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tollgate::model::event::{Outcome, Record};
 use tollgate::model::tokens::TokenSource;
 use tollgate::record::{Config, Durability, Journal, Recorder, summary};
 use tollgate::telemetry::Metrics;
 
-use super::faulty::FaultyDisk;
+use super::faulty::{FaultyDisk, Op, errno};
 use super::fixture::{FakeSink, amendment, audit, config, crashed, intent, numbers, one, usage};
 use crate::harness::within;
 
@@ -234,6 +238,67 @@ async fn an_exchange_that_began_while_the_disk_was_full_is_known_once_it_is_not(
     drop(journal);
     let (_, journal) = open(&config);
     assert_eq!((numbers(&replayed(&journal)), cut_off(&journal)), (vec![1, 3, 2], vec![2]));
+}
+
+#[tokio::test]
+async fn what_carries_an_intent_lets_go_of_older_segments_only_when_it_is_synced() {
+    let dir = TempDir::new().unwrap();
+    let never = Duration::from_secs(3600);
+    let config = Config { segment_bytes: 4096, fsync_interval: never, ..config(dir.path()) };
+    let (recorder, journal) = open(&config);
+    let sink = FakeSink::willing();
+    for (in_flight, kept) in [(false, 1), (true, 2)] {
+        if in_flight {
+            recorder.intend(intent(0)).await;
+        }
+        for n in 1..=20 {
+            recorder.record(one(usage(n))).await;
+        }
+        ship(&journal, &sink).await;
+        assert!(segments(dir.path()) >= kept, "{} segments", segments(dir.path()));
+        assert!(in_flight || segments(dir.path()) == 1, "{} segments", segments(dir.path()));
+    }
+}
+
+#[tokio::test]
+async fn a_death_at_any_write_of_a_recovery_leaves_the_event_or_the_intent() {
+    for allowed in 0..4 {
+        let dir = TempDir::new().unwrap();
+        let config = config(dir.path());
+        let disk = FaultyDisk::default();
+        let (left, refused) = (Arc::new(AtomicU64::new(u64::MAX)), watch::Sender::new(0));
+        let (writes, no) = (Arc::clone(&left), refused.clone());
+        disk.fail(move |op, _| {
+            if op != Op::Write || writes.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                return None;
+            }
+            no.send_modify(|refused| *refused += 1);
+            Some(errno(Errno::NOSPC))
+        });
+        let (recorder, journal) = open_on(&disk, &config);
+        assert_eq!(recorder.intend(intent(1)).await, Durability::Journaled);
+        left.store(0, SeqCst);
+        assert_eq!(recorder.record(one(usage(1))).await, Durability::Held);
+        let before = *refused.borrow();
+        left.store(allowed, SeqCst);
+        // Header, event and mark are three writes; where they are allowed, it is the next record that is refused.
+        if allowed >= 3 {
+            within("it recovers", async {
+                while !journal.state().healthy {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            assert_eq!(recorder.record(one(audit(102))).await, Durability::Held);
+        }
+        refused.subscribe().wait_for(|now| *now > before).await.unwrap();
+        disk.die();
+        drop(journal);
+        let (_, journal) = open(&config);
+        let back = numbers(&replayed(&journal));
+        assert_eq!(back.iter().filter(|n| **n == 1).count(), 1, "after {allowed} writes: {back:?}");
+        assert_eq!(cut_off(&journal).is_empty(), allowed >= 2, "after {allowed} writes: {back:?}");
+    }
 }
 
 #[tokio::test]
