@@ -76,9 +76,7 @@ fn encoding(criterion: &mut Criterion) {
         });
     });
     let frame = buffer.clone();
-    group.bench_function("decode", |b| {
-        b.iter(|| codec::decode(black_box(&frame)).map(|frame| frame.record()))
-    });
+    group.bench_function("decode", |b| b.iter(|| codec::decode(black_box(&frame)).map(|frame| frame.read())));
     let Record::Usage(event) = &record else { return };
     let mut json = Vec::with_capacity(4096);
     group.bench_function("as JSON, for comparison", |b| {

@@ -4,6 +4,7 @@
 //! warnings and faults go to stderr.
 
 mod drift;
+mod journal;
 mod logs;
 mod prices;
 mod reconcile;
@@ -125,6 +126,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what waits in the journal on the local disk
+    #[command(after_help = "Example:\n  tollgate journal --config /etc/tollgate/tollgate.toml\n\n\
+        Reads the files alone: it takes no lock and changes nothing, so it may be run beside a gateway, and says how the \
+        journal was a moment ago. What is in flight has an open intent; after a crash these are charged at the next start.")]
+    Journal {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Print all that lies in it instead, one JSON object a line, with the place of each
+        #[arg(long, conflicts_with = "json")]
+        dump: bool,
+    },
     /// List the Tollgate processes that share the database, or take one for dead
     #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
         LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
@@ -204,6 +219,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
             reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
         }
+        Command::Journal { config, json, dump } => journal(config, *json, *dump),
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
         Command::WhatIf { config, question } => what_if(config, question),
@@ -371,6 +387,17 @@ fn reconcile(
             "{gaps} days of models differ by more than the tolerance, {not_compared} can't be compared"
         ),
     }
+}
+
+fn journal(config: &ConfigFile, json: bool, dump: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    if dump {
+        return journal::dump(&settings.record.dir, &mut stdout);
+    }
+    let told = journal::told(&settings.record.dir, json, Timestamp::now())?;
+    let _ = stdout.write_all(told.as_bytes()).and_then(|()| stdout.flush());
+    Ok(())
 }
 
 fn replicas(config: &ConfigFile) -> anyhow::Result<()> {

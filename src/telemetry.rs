@@ -109,6 +109,10 @@ pub struct Metrics {
     pub ship_retries: Counter,
     /// Records in the journal that Postgres has not acknowledged.
     pub journal_records: Gauge,
+    /// Exchanges in flight whose intents are in the journal.
+    pub journal_intents: Gauge,
+    /// Exchanges without an intent: too many were in flight, or the journal was stuck.
+    pub intents_left_out: Counter,
     /// Bytes of the journal's segments.
     pub journal_bytes: Gauge,
     /// 1 while the journal can be written.
@@ -226,6 +230,18 @@ impl Metrics {
             ),
             ship_retries: add(r, "ship_retries", "Batches to be tried again", Counter::default()),
             journal_records: add(r, "journal_records", "Records not yet acknowledged", Gauge::default()),
+            journal_intents: add(
+                r,
+                "journal_intents",
+                "Exchanges in flight whose intents are in the journal",
+                Gauge::default(),
+            ),
+            intents_left_out: add(
+                r,
+                "intents_left_out",
+                "Exchanges that a crash would leave uncharged: too many in flight, or the journal stuck",
+                Counter::default(),
+            ),
             journal_bytes: add(r, "journal_bytes", "Bytes of journal segments", Gauge::default()),
             journal_healthy: add(
                 r,

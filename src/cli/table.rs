@@ -30,3 +30,24 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
     }
     text
 }
+
+/// Seconds, or the largest unit that they fill.
+pub(super) fn ago(secs: f64) -> String {
+    match secs {
+        ..60.0 => format!("{secs:.1}s"),
+        ..3600.0 => format!("{:.0}m", (secs / 60.0).floor()),
+        ..86_400.0 => format!("{:.0}h", (secs / 3600.0).floor()),
+        _ => format!("{:.0}d", (secs / 86_400.0).floor()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_ago_is_told_in_the_unit_that_it_fills() {
+        let told = [0.31, 59.0, 60.0, 3599.0, 7300.0, 200_000.0].map(ago);
+        assert_eq!(told, ["0.3s", "59.0s", "1m", "59m", "2h", "2d"]);
+    }
+}

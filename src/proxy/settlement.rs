@@ -6,7 +6,9 @@
 //! 2. The reservation is held until what was used is known and on its way to the journal.
 //! 3. `finish` returns when the records are in the journal: only then may the client see the end of the answer. A
 //!    count is waited for at most `count_wait`; past that the event says what was reserved, and is amended later.
-//! 4. No message text leaves this module: it is counted and dropped.
+//! 4. An admitted exchange leaves an intent in the journal, which its event closes: should the process die in between, the
+//!    next one makes the event (`intent`).
+//! 5. No message text leaves this module: it is counted and dropped.
 //!
 //! Here is the life of an open account (`account`); `closing` counts, charges and makes the records, `event` the row
 //! among them, and `late` amends it; `limit` holds a stream against what its tenant has left; `asked` keeps what a row does
@@ -40,6 +42,7 @@ mod account;
 mod asked;
 mod closing;
 mod event;
+mod intent;
 mod late;
 mod limit;
 mod soft;
@@ -124,6 +127,7 @@ impl Settlement {
                 }
                 open.pass_over_soft(&reservation);
                 open.reservation = Some(reservation);
+                open.intend();
                 Ok(())
             }
             Err(Denial::Over(refusal)) => {

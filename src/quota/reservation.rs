@@ -97,11 +97,17 @@ impl Reservation {
         extended
     }
 
-    /// Replaces the reservation by what was used, and says what that adds to the live counters: one charge for each
-    /// dimension, limited or not, in the window of the reservation. Amounts of 0 make no charge, but
-    /// for the cost of tokens that cost nothing: a later count may correct it.
+    /// Replaces the reservation by what was used, and says what that adds to the live counters: see
+    /// [`Reservation::charges`].
     pub fn settle(mut self, used: Amounts) -> Vec<Charge> {
         self.close(used);
+        self.charges(used)
+    }
+
+    /// What these amounts add to the live counters: one charge for each dimension, limited or not, in the window of the
+    /// reservation. Amounts of 0 make no charge, but for the cost of tokens that cost nothing: a later count may correct
+    /// it.
+    pub fn charges(&self, used: Amounts) -> Vec<Charge> {
         let charged = |standing: &&Standing| {
             let unit = standing.dimension.unit;
             used.of(unit) > 0 || (unit == Unit::Cost && used.tokens > 0)

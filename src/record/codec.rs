@@ -6,23 +6,27 @@
 //! | --- | --- |
 //! | 0..4 | [`MARK`] |
 //! | 4..8 | length of the payload |
-//! | 8..16 | sequence number, rising |
-//! | 16 | kind: 1 usage, 2 audit, 3 amendment |
+//! | 8..16 | sequence number, rising: that of the record, or for what is no record that of the next one |
+//! | 16 | kind: 1 usage, 2 audit, 3 amendment; no records: 4 intent, 5 mark |
 //! | 17 | version of the payload |
 //! | 18..20 | zero |
 //! | 20..24 | CRC-32C of bytes 4..20 and the payload |
-//! | 24.. | payload: MessagePack, structs as maps with field names |
+//! | 24.. | payload: MessagePack, records as maps with field names, an intent without names (`compact`), of a mark one number |
 //!
 //! 1. The mark is no valid UTF-8, and all text in a payload is: so no client can plant a frame inside a string for
 //!    the search behind a damaged frame to find.
 //! 2. Fields may be added to a payload's struct when they have a default; anything else raises the version, and the
 //!    older version stays readable for one release. A stored frame of each version is a test below.
 //! 3. A frame that is whole but of a kind or version not known here is never taken for damage, nor dropped.
+//! 4. What is no record has no number of its own, so numbers count records. What it means is said in `intents`.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::event::Record;
+use crate::model::intent::Intent;
+
+use super::compact;
 
 /// The first bytes of a frame.
 pub const MARK: [u8; 4] = [0xff, 0xfe, b'T', b'J'];
@@ -39,6 +43,8 @@ const VERSION: u8 = 1;
 const USAGE: u8 = 1;
 const AUDIT: u8 = 2;
 const AMEND: u8 = 3;
+const INTENT: u8 = 4;
+const MARK_OF_INTENTS: u8 = 5;
 
 /// A record as it lies on the disk, its checksum found right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,17 @@ pub struct Frame<'a> {
     pub version: u8,
     /// The encoded record.
     pub payload: &'a [u8],
+}
+
+/// What a frame holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Held {
+    /// Something for the sink.
+    Record(Record),
+    /// An exchange was admitted.
+    Intent(Box<Intent>),
+    /// Whatever is in flight has its intent above, in this segment, in which there are this many of them.
+    Mark(u64),
 }
 
 /// The bytes do not begin with a frame.
@@ -110,13 +127,44 @@ pub fn find(bytes: &[u8], from: usize) -> Option<usize> {
 
 /// Appends a record's frame to `out` and returns its length; `out` is as it was on error.
 pub fn encode(record: &Record, seq: u64, out: &mut Vec<u8>) -> Result<usize, Unwritable> {
+    match record {
+        Record::Usage(event) => framed(USAGE, seq, out, |out| payload(event, out)),
+        Record::Audit(event) => framed(AUDIT, seq, out, |out| payload(event, out)),
+        Record::Amend(amendment) => framed(AMEND, seq, out, |out| payload(amendment, out)),
+    }
+}
+
+/// The same for an intent; `next_seq` is the number of the next record.
+pub fn encode_intent(intent: &Intent, next_seq: u64, out: &mut Vec<u8>) -> Result<usize, Unwritable> {
+    framed(INTENT, next_seq, out, |out| compact::write(intent, out).map_err(Unwritable))
+}
+
+/// The same for an intent that was encoded before: its payload.
+pub(super) fn encode_intent_again(
+    encoded: &[u8],
+    next_seq: u64,
+    out: &mut Vec<u8>,
+) -> Result<usize, Unwritable> {
+    framed(INTENT, next_seq, out, |out| {
+        out.extend_from_slice(encoded);
+        Ok(())
+    })
+}
+
+/// The same for a mark: see [`Held::Mark`].
+pub fn encode_mark(intents: u64, next_seq: u64, out: &mut Vec<u8>) -> Result<usize, Unwritable> {
+    framed(MARK_OF_INTENTS, next_seq, out, |out| payload(&intents, out))
+}
+
+fn framed(
+    kind: u8,
+    seq: u64,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unwritable>,
+) -> Result<usize, Unwritable> {
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
-    let (kind, written) = match record {
-        Record::Usage(event) => (USAGE, payload(event, out)),
-        Record::Audit(event) => (AUDIT, payload(event, out)),
-        Record::Amend(amendment) => (AMEND, payload(amendment, out)),
-    };
+    let written = write(out);
     let length = out.len() - start - HEADER_BYTES;
     let framed = written.and_then(|()| match u32::try_from(length) {
         Ok(short) if length <= MAX_PAYLOAD_BYTES => Ok(short),
@@ -151,14 +199,23 @@ impl Frame<'_> {
         seal(&mut out[start..], self.payload.len() as u32, self.seq, self.kind, self.version);
     }
 
-    /// The record in it.
-    pub fn record(&self) -> Result<Record, Unreadable> {
+    /// Whether it is something for the sink; unknown kinds count as that.
+    pub fn is_record(&self) -> bool {
+        !matches!(self.kind, INTENT | MARK_OF_INTENTS)
+    }
+
+    /// What it holds.
+    pub fn read(&self) -> Result<Held, Unreadable> {
         match (self.kind, self.version) {
-            (USAGE, VERSION) => read(self.payload).map(Record::Usage),
-            (AUDIT, VERSION) => read(self.payload).map(Record::Audit),
-            (AMEND, VERSION) => read(self.payload).map(Record::Amend),
+            (USAGE, VERSION) => read(self.payload).map(|event| Held::Record(Record::Usage(event))),
+            (AUDIT, VERSION) => read(self.payload).map(|event| Held::Record(Record::Audit(event))),
+            (AMEND, VERSION) => read(self.payload).map(|amendment| Held::Record(Record::Amend(amendment))),
+            (INTENT, VERSION) => {
+                compact::read(self.payload).map(|intent| Held::Intent(Box::new(intent))).map_err(Unreadable)
+            }
+            (MARK_OF_INTENTS, VERSION) => read(self.payload).map(Held::Mark),
             (kind, version) => Err(Unreadable(format!(
-                "kind {kind} version {version} is not known to this release (it knows kinds 1 to 3, version {VERSION})"
+                "kind {kind} version {version} is not known to this release (it knows kinds 1 to 5, version {VERSION})"
             ))),
         }
     }
@@ -192,122 +249,4 @@ fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use serde_json::json;
-
-    use super::*;
-
-    /// An event as the API of version 1 knew it: what it is read as must not change with the release.
-    fn record(kind: &str) -> Record {
-        let charge = json!({
-            "dimension": "tokens_per_day", "window_start": 1_800_000_000_000_000_u64,
-            "window_end": 1_800_086_400_000_000_u64, "amount": -5, "limit": 10_000
-        });
-        let usage = json!({ "input": 120, "cached_input": 20, "cache_write_input": null, "output": 380, "reasoning": null, "total": null });
-        let id = "018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f";
-        let value = match kind {
-            "usage" => json!({
-                "kind": "usage", "event_id": id, "tenant_id": "tn_ab12cd", "event_type": "chat_message",
-                "at": 1_800_000_001_000_001_u64, "method": "POST", "endpoint": "/api/widget/chat", "status": 200,
-                "response_time_us": 830_000, "first_byte_us": 210_000, "chat_session_id": "s-1", "usage": usage,
-                "tokens_consumed": 500, "token_source": "reported", "messages": 1, "embeddings": 0,
-                "model": "gpt-4o-mini", "outcome": "completed", "streamed": true, "cost_nanousd": 246_000,
-                "request_id": "r-1", "metadata": { "flag": "x", "n": 1.5 }, "charges": [charge]
-            }),
-            "audit" => json!({
-                "kind": "audit", "event_id": id, "tenant_id": null, "event_type": "security_violation",
-                "category": "security", "entity_type": "request", "entity_id": null, "action": "execute",
-                "actor": "visitor", "actor_id": null, "old_values": null, "new_values": { "a": [1, "ü", true] },
-                "summary": null, "result": "failure", "error_message": "no", "ip_address": "2001:db8::7",
-                "user_agent": "curl", "request_id": "r-1", "at": 1_800_000_001_000_001_u64
-            }),
-            _ => json!({
-                "kind": "amend", "event_id": id, "tenant_id": "tn_ab12cd", "at": 1_800_000_001_000_001_u64,
-                "usage": usage, "tokens_consumed": 7, "token_source": "counted", "cost_nanousd": 1, "charges": [charge]
-            }),
-        };
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn frame_of(record: &Record, seq: u64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        encode(record, seq, &mut bytes).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn what_is_encoded_is_read_back() {
-        for kind in ["usage", "audit", "amend"] {
-            let bytes = frame_of(&record(kind), 42);
-            let frame = decode(&bytes).unwrap();
-            assert_eq!((frame.seq, frame.size(), frame.version), (42, bytes.len(), VERSION));
-            assert_eq!(frame.record().unwrap(), record(kind));
-            let mut again = Vec::new();
-            frame.write_to(&mut again);
-            assert_eq!(again, bytes);
-        }
-    }
-
-    /// Frames as version 1 wrote them. When this fails, journals of the last release can't be read: give the new
-    /// fields defaults, or raise the version and keep a reader for the old one. Never change the stored frames.
-    #[test]
-    fn frames_that_an_earlier_release_wrote_are_read() {
-        let stored: Vec<_> =
-            include_str!("frames-v1.txt").lines().filter_map(|line| line.split_once(' ')).collect();
-        assert_eq!(stored.len(), 3);
-        for (kind, stored) in stored {
-            let bytes = STANDARD.decode(stored).unwrap();
-            assert_eq!(decode(&bytes).unwrap().record().unwrap(), record(kind), "{kind}");
-        }
-    }
-
-    #[test]
-    fn any_changed_byte_and_any_missing_end_is_noticed() {
-        let whole = frame_of(&record("usage"), 7);
-        for at in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[at] ^= 0x10;
-            assert!(decode(&changed).is_err(), "byte {at}");
-            assert!(matches!(decode(&whole[..at]), Err(NoFrame::Incomplete(_))), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn the_search_finds_the_next_frame_and_is_not_fooled_by_text() {
-        let mut bytes = frame_of(&record("usage"), 1);
-        let second = bytes.len();
-        bytes.extend(frame_of(&record("audit"), 2));
-        assert_eq!(find(&bytes, 1), Some(second));
-        assert_eq!(find(&bytes, second + 1), None);
-        assert!(
-            MARK.contains(&0xff),
-            "a byte that UTF-8 never has (RFC 3629, section 1), so no text can hold the mark"
-        );
-    }
-
-    #[test]
-    fn what_is_too_large_leaves_the_buffer_as_it_was() {
-        let Record::Audit(mut event) = record("audit") else { unreachable!() };
-        event.user_agent = Some("x".repeat(MAX_PAYLOAD_BYTES));
-        let mut bytes = vec![1, 2, 3];
-        assert!(encode(&Record::Audit(event), 1, &mut bytes).is_err());
-        assert_eq!(bytes, [1, 2, 3]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-            let mut framed = MARK.to_vec();
-            framed.extend(&bytes);
-            for bytes in [&bytes, &framed] {
-                let _ = decode(bytes);
-                let _ = find(bytes, 0);
-                for kind in 0..5 {
-                    let _ = Frame { seq: 1, kind, version: VERSION, payload: bytes }.record();
-                }
-            }
-        }
-    }
-}
+mod tests;

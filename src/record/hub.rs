@@ -12,6 +12,8 @@ use std::mem;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
+use crate::model::intent::Intent;
+
 use super::recorder::{Durability, Receipt, Recorder, Records, lock};
 
 /// A reactor's hub. Shared by the tasks of one reactor.
@@ -39,14 +41,7 @@ impl Hub {
     /// called, not when it is polled, so the wait may be given up.
     pub fn record(self: &Arc<Self>, records: Records) -> impl Future<Output = Durability> + Send + use<> {
         let receipt = self.recorder.record_quietly(records);
-        let begin = {
-            let mut state = lock(&self.state);
-            state.last = Some(receipt.again());
-            !mem::replace(&mut state.running, true)
-        };
-        if begin {
-            tokio::spawn(self.clone().run());
-        }
+        self.carry(&receipt);
         let hub = self.clone();
         poll_fn(move |cx| match receipt.durability() {
             Some(durability) => Poll::Ready(durability),
@@ -60,6 +55,23 @@ impl Hub {
                 Poll::Pending
             }
         })
+    }
+
+    /// Hands over that an exchange was admitted; nobody waits for that.
+    pub fn intend(self: &Arc<Self>, intent: Box<Intent>) {
+        self.carry(&self.recorder.intend_quietly(intent));
+    }
+
+    /// Sees to it that the writer is woken at the end of this turn.
+    fn carry(self: &Arc<Self>, receipt: &Receipt) {
+        let begin = {
+            let mut state = lock(&self.state);
+            state.last = Some(receipt.again());
+            !mem::replace(&mut state.running, true)
+        };
+        if begin {
+            tokio::spawn(self.clone().run());
+        }
     }
 
     /// Lets the writer have what was handed over. For the end of the reactor, whose tasks run no more.

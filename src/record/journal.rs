@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -13,12 +14,14 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::event::Record;
+use crate::model::intent::Intent;
 use crate::telemetry::Metrics;
 
 use super::aside::{DAMAGED, DEAD_LETTERS, Damaged, DeadLetters};
-use super::codec;
+use super::codec::{self, Held};
 use super::config::{Config, OpenError};
 use super::disk::{Disk, DiskFile, RealDisk};
+use super::intents::Unclosed;
 use super::log::{Log, Segment, State};
 use super::outlet::{Outlet, raw};
 use super::parts::{Parts, path, reap};
@@ -44,6 +47,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 pub struct Journal {
     outlet: Arc<Outlet>,
     opened: Opened,
+    /// The events of exchanges that a former run left in flight: a part of what is replayed.
+    crashed: Vec<Record>,
     threads: Mutex<Option<Threads>>,
     shipping: tokio::sync::Mutex<()>,
     /// Held for as long as the journal is open.
@@ -61,8 +66,10 @@ struct Threads {
 /// What opening found of former runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// Records that were not acknowledged.
+    /// Records that were not acknowledged, with those of `crashed`.
     pub records: u64,
+    /// Exchanges that were in flight: they are charged what they had reserved.
+    pub crashed: u64,
     /// Regions that were damaged or not readable by this release, kept in `damaged.jsonl`.
     pub damaged: u64,
     /// Bytes of records that a crash cut short; nobody was told that these were journaled.
@@ -82,6 +89,8 @@ pub struct JournalState {
     pub reason: Option<String>,
     /// Records that are not acknowledged.
     pub records: u64,
+    /// Exchanges in flight whose intents it holds.
+    pub open_intents: u64,
     /// Bytes of all segments.
     pub bytes: u64,
     /// How long ago the oldest unacknowledged record's event was.
@@ -143,6 +152,11 @@ impl Journal {
         for number in segment_numbers(&*disk, &config.dir)? {
             found.survey(&*disk, &config, number)?;
         }
+        let crashed: Vec<Record> = mem::take(&mut found.unclosed)
+            .into_open()
+            .into_iter()
+            .map(|intent| Record::Usage(Box::new(intent.crashed())))
+            .collect();
         let last_seq = found.segments.iter().map(|s| s.last_seq).max().unwrap_or(0).max(acked);
         let next_number = found.segments.last().map_or(0, |s| s.number) + 1;
         let mut opened = found.opened;
@@ -161,16 +175,15 @@ impl Journal {
             outlet.keep(segment, *offset, bytes, reason, *records);
         }
         opened.damaged = parts.log.damaged.load(Ordering::Relaxed);
-        reap(&parts);
+        opened.crashed = crashed.len() as u64;
+        opened.records += opened.crashed;
         let mut writer = Writer::new(Arc::clone(&parts), next_number, last_seq + 1);
-        match writer.begin() {
-            Err(e) if no_space(&e) => writer.begin_failing(e),
-            begun => begun?,
-        }
+        writer.begin(&crashed)?;
         let threads = Mutex::new(Some(spawn(&parts, writer)?));
         if opened.records > 0 || opened.torn_bytes > 0 {
             tracing::info!(
                 records = opened.records,
+                crashed = opened.crashed,
                 damaged = opened.damaged,
                 torn_bytes = opened.torn_bytes,
                 "the journal holds records of a former run"
@@ -179,6 +192,7 @@ impl Journal {
         Ok(Self {
             outlet,
             opened,
+            crashed,
             threads,
             shipping: tokio::sync::Mutex::new(()),
             lock: Mutex::new(Some(lock)),
@@ -190,8 +204,8 @@ impl Journal {
         &self.opened
     }
 
-    /// Calls `each` with every record that a former run left unacknowledged, in order. Reads the disk, so it blocks;
-    /// call it before [`Journal::ship`].
+    /// Calls `each` with every record that a former run left unacknowledged, in order, and then with the events of the
+    /// exchanges that it left in flight. Reads the disk, so it blocks; call it before [`Journal::ship`].
     pub fn replay(&self, each: &mut dyn FnMut(&Record)) {
         let parts = &self.outlet.parts;
         for (number, bytes) in &self.opened.segments {
@@ -202,9 +216,9 @@ impl Journal {
                     match reader.next(*bytes)? {
                         Step::End => return Ok(()),
                         Step::Damage(_) => {}
-                        Step::Frame(_, frame) if frame.seq <= self.opened.acked => {}
+                        Step::Frame(_, frame) if frame.seq <= self.opened.acked || !frame.is_record() => {}
                         Step::Frame(_, frame) => {
-                            if let Ok(record) = frame.record() {
+                            if let Ok(Held::Record(record)) = frame.read() {
                                 each(&record);
                             }
                         }
@@ -215,6 +229,7 @@ impl Journal {
                 tracing::error!(segment = %path.display(), error = %e, "a segment of a former run can't be replayed");
             }
         }
+        self.crashed.iter().for_each(each);
     }
 
     /// Ships until `stop`, then what is left until `deadline` after it; returns when nothing is left or time is up.
@@ -233,13 +248,15 @@ impl Journal {
     /// How the journal is. Cheap.
     pub fn state(&self) -> JournalState {
         let log = &self.outlet.parts.log;
-        let (reason, records, bytes) = log.with(|state| (state.fault.clone(), state.records, state.bytes()));
+        let (reason, records, open_intents, bytes) =
+            log.with(|state| (state.fault.clone(), state.records, state.intents, state.bytes()));
         let since =
             |then: Timestamp| Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or_default();
         JournalState {
             healthy: reason.is_none(),
             reason,
             records,
+            open_intents,
             bytes,
             oldest_age: log.oldest().map(since),
             dead_letters: log.dead_letters.load(Ordering::Relaxed),
@@ -297,7 +314,15 @@ fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Threads> {
     all.push(thread::Builder::new().name("journal-watch".into()).spawn(watch)?);
     if !interval.is_zero() {
         let syncing = Arc::clone(parts);
-        let sync = move || syncing.syncer.run(interval, &syncing.inbox);
+        let sync = move || {
+            let log = &syncing.log;
+            let synced = |mark| {
+                if log.with(|state| state.keep_from(mark)) {
+                    reap(&syncing);
+                }
+            };
+            syncing.syncer.run(interval, &syncing.inbox, || log.with(|state| state.marked), synced);
+        };
         all.push(thread::Builder::new().name("journal-sync".into()).spawn(sync)?);
     }
     Ok(Threads { all, writer_ended })
@@ -310,23 +335,20 @@ pub(super) fn segment_numbers(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64
     Ok(numbers)
 }
 
-/// Whether an error only says that the disk is full.
-fn no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 /// What a survey of the segments has found so far.
 #[derive(Debug, Default)]
 struct Found {
     opened: Opened,
     segments: Vec<Segment>,
     oldest: Option<Timestamp>,
+    unclosed: Unclosed<Intent>,
     /// Segment, offset, bytes, reason, records.
     damage: Vec<(Segment, u64, Vec<u8>, String, u64)>,
 }
 
 impl Found {
-    /// Reads one segment through: counts what is to be shipped, notes what is damaged, cuts off what is torn.
+    /// Reads one segment through: counts what is to be shipped, follows what is in flight, notes what is damaged, cuts
+    /// off what is torn.
     fn survey(&mut self, disk: &dyn Disk, config: &Config, number: u64) -> io::Result<()> {
         let path = config.dir.join(segment::name(number));
         let file = disk.read(&path)?;
@@ -344,6 +366,7 @@ impl Found {
         let acked = self.opened.acked;
         let before = self.segments.iter().map(|s| s.last_seq).max().unwrap_or(0).max(acked);
         let mut pending: Option<(u64, Vec<u8>, bool)> = None;
+        self.unclosed.segment();
         loop {
             match reader.next(size)? {
                 Step::End => break,
@@ -358,18 +381,29 @@ impl Found {
                             self.damage.push((segment.clone(), at, bytes, "damaged".into(), lost));
                         }
                     }
-                    segment.last_seq = segment.last_seq.max(frame.seq);
-                    if frame.seq <= acked {
+                    if frame.is_record() {
+                        segment.last_seq = segment.last_seq.max(frame.seq);
+                    }
+                    let wanted = frame.is_record() && frame.seq > acked;
+                    if !wanted && frame.is_record() && self.unclosed.is_empty() {
                         continue;
                     }
-                    match frame.record() {
-                        Ok(record) => {
-                            self.opened.records += 1;
-                            self.oldest = self.oldest.or(Some(super::log::at(&record)));
+                    match frame.read() {
+                        Ok(Held::Intent(intent)) => self.unclosed.intent(intent.event_id, *intent),
+                        Ok(Held::Mark(intents)) => self.unclosed.mark(intents),
+                        Ok(Held::Record(record)) => {
+                            if let Record::Usage(event) = &record {
+                                self.unclosed.event(event.event_id);
+                            }
+                            if wanted {
+                                self.opened.records += 1;
+                                self.oldest = self.oldest.or(Some(super::log::at(&record)));
+                            }
                         }
-                        Err(why) => {
+                        Err(why) if frame.seq > acked => {
                             self.damage.push((segment.clone(), offset, raw(&frame), why.to_string(), 1))
                         }
+                        Err(_) => {}
                     }
                 }
             }

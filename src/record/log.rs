@@ -74,6 +74,12 @@ pub(super) struct State {
     wanted: Option<u64>,
     /// Why the journal can't be written just now.
     pub fault: Option<String>,
+    /// Exchanges in flight that have an intent.
+    pub intents: u64,
+    /// Segments from this one on are needed to know what is in flight.
+    pub keep_from: u64,
+    /// The last segment that was marked; `keep_from` follows when that is synced.
+    pub marked: u64,
 }
 
 /// What the shipper can do next.
@@ -127,6 +133,7 @@ impl Log {
         }
         self.metrics.journal_records.set(i64::try_from(state.records).unwrap_or(i64::MAX));
         self.metrics.journal_bytes.set(i64::try_from(state.bytes()).unwrap_or(i64::MAX));
+        self.metrics.journal_intents.set(i64::try_from(state.intents).unwrap_or(i64::MAX));
         self.metrics.journal_healthy.set(i64::from(state.fault.is_none()));
         drop(state);
         if wake {
@@ -329,9 +336,22 @@ impl State {
         self.records = self.records.saturating_sub(records);
     }
 
+    /// The mark of segment `marked` is on disk to stay: what lies before is not needed to know what is in flight. `true`
+    /// where that was not known.
+    pub(super) fn keep_from(&mut self, marked: u64) -> bool {
+        let news = marked > self.keep_from;
+        self.keep_from = self.keep_from.max(marked);
+        news
+    }
+
     /// The sealed segments that nobody needs any more; they stay listed until [`State::forget`].
     pub(super) fn done_segments(&self) -> Vec<Segment> {
-        let done = |segment: &&Segment| segment.sealed && !segment.keep && segment.last_seq <= self.acked;
+        let done = |segment: &&Segment| {
+            segment.sealed
+                && !segment.keep
+                && segment.last_seq <= self.acked
+                && segment.number < self.keep_from
+        };
         self.segments.iter().filter(done).cloned().collect()
     }
 

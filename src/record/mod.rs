@@ -12,8 +12,10 @@
 //! 4. One process has the journal at a time, by a lock that dies with it.
 //! 5. Nothing that lies on the disk is trusted: frames carry a checksum; what does not match is skipped and kept aside.
 //! 6. A file is never changed behind what was acknowledged to somebody: segments are appended to, sealed and deleted whole.
+//! 7. An exchange that was admitted has its event, even if the process dies first: see `intents`. Its intent is handed over
+//!    before the upstream is called, and not waited for.
 //!
-//! The write path: [`Recorder::record`] (or a reactor's [`Hub`]) → queue → writer thread: encode, one write per group → tail → receipts.
+//! The write path: [`Recorder::record`], [`Recorder::intend`] (or a reactor's [`Hub`]) → queue → writer thread: encode, one write per group → tail → receipts.
 //!
 //! The read path: [`Journal::ship`] → tail, or segments when it is behind → batches → [`EventSink::write`] →
 //! acknowledged position → whole segments deleted.
@@ -21,12 +23,15 @@
 //! On the disk, in `dir`: `lock`, `position`, `NNNNNNNNNNNNNNNN.seg`, `damaged.jsonl`, `dead-letter.jsonl`.
 
 mod alarm;
+mod appender;
 mod aside;
 pub mod codec;
+mod compact;
 mod config;
 pub mod disk;
 mod hub;
 mod inspect;
+mod intents;
 mod journal;
 mod log;
 mod outlet;
@@ -41,7 +46,7 @@ mod writer;
 
 pub use config::{Config, OpenError};
 pub use hub::Hub;
-pub use inspect::{Content, Inspected, inspect};
+pub use inspect::{Content, Files, Inspected, Summary, inspect, summary};
 pub use journal::{Journal, JournalState, Opened};
 pub use recorder::{Durability, Receipt, Recorder, Records};
 pub use sink::{EventSink, SinkError};

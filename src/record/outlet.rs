@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use crate::model::event::Record;
 
 use super::aside::{Damaged, DeadLetters};
+use super::codec::Held;
 use super::log::{Entry, Next, Segment};
 use super::parts::{Parts, reap};
 use super::position::Position;
@@ -163,8 +164,10 @@ impl Outlet {
                         reader.rewind(offset);
                         return Ok(batch);
                     }
-                    Ok(Step::Frame(offset, frame)) => match frame.record() {
-                        Ok(record) => {
+                    Ok(Step::Frame(_, frame)) if !frame.is_record() => {}
+                    Ok(Step::Frame(offset, frame)) => match frame.read() {
+                        Ok(Held::Intent(_) | Held::Mark(_)) => {}
+                        Ok(Held::Record(record)) => {
                             bytes += frame.size();
                             batch.push(Entry { seq: frame.seq, bytes: frame.size(), on_disk: true, record });
                             if batch.records.len() >= most || bytes >= BATCH_BYTES {

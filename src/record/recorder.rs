@@ -16,15 +16,23 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use crate::model::event::Record;
+use crate::model::intent::Intent;
 use crate::telemetry::Metrics;
 
 /// Records that may wait for the writer; a writer that is this far behind is stuck in a hung disk.
 const MAX_QUEUED_RECORDS: usize = 16_384;
-/// From here on audit records are not taken, so that usage records still are.
+/// From here on audit records and intents are not taken, so that usage records still are.
 const MAX_QUEUED_BEFORE_SHEDDING: usize = MAX_QUEUED_RECORDS / 4 * 3;
 
 /// The records of one exchange.
 pub type Records = SmallVec<[Record; 4]>;
+
+/// What is handed over at once.
+#[derive(Debug)]
+pub(super) enum Handover {
+    Records(Records),
+    Intent(Box<Intent>),
+}
 
 /// Whether records reached the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +70,21 @@ impl Recorder {
         receipt
     }
 
-    /// The same without waking the writer: [`Recorder::wake`] must follow.
+    /// Hands over that an exchange was admitted: before its event, which closes the intent.
+    pub fn intend(&self, intent: Box<Intent>) -> Receipt {
+        let receipt = self.inbox.put_intent(intent);
+        self.inbox.wake();
+        receipt
+    }
+
+    /// The same as [`Recorder::record`] without waking the writer: [`Recorder::wake`] must follow.
     pub(super) fn record_quietly(&self, records: Records) -> Receipt {
         self.inbox.put(records)
+    }
+
+    /// The same as [`Recorder::intend`] without waking the writer.
+    pub(super) fn intend_quietly(&self, intent: Box<Intent>) -> Receipt {
+        self.inbox.put_intent(intent)
     }
 
     /// Wakes the writer, if it sleeps.
@@ -179,7 +199,7 @@ impl Group {
 /// What the writer takes over in one go.
 #[derive(Debug, Default)]
 pub(super) struct Handed {
-    pub batches: Vec<Records>,
+    pub batches: Vec<Handover>,
     pub group: Option<Arc<Group>>,
     /// The writer was asked to look round.
     pub kicked: bool,
@@ -215,6 +235,18 @@ struct Queue {
     stuck: bool,
 }
 
+impl Queue {
+    fn push(&mut self, handover: Handover) -> Receipt {
+        let index = self.handed.batches.len() as u32;
+        self.handed.batches.push(handover);
+        let group = Arc::clone(self.handed.group.get_or_insert_default());
+        if self.stuck {
+            return Receipt(State::Done(Durability::Held));
+        }
+        Receipt(State::Waiting { group, index, waiter: None })
+    }
+}
+
 impl Inbox {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { queue: Mutex::default(), wake: Condvar::new(), metrics }
@@ -237,13 +269,18 @@ impl Inbox {
             }
         }
         queue.records += records.len();
-        let index = queue.handed.batches.len() as u32;
-        queue.handed.batches.push(records);
-        let group = Arc::clone(queue.handed.group.get_or_insert_default());
-        if queue.stuck {
-            return Receipt(State::Done(Durability::Held));
+        queue.push(Handover::Records(records))
+    }
+
+    /// Intents that can't be taken are no loss yet, but counted: should the process die, it would be one.
+    fn put_intent(&self, intent: Box<Intent>) -> Receipt {
+        let mut queue = lock(&self.queue);
+        if queue.closed || queue.records >= MAX_QUEUED_BEFORE_SHEDDING {
+            self.metrics.intents_left_out.inc();
+            return Receipt(State::Done(Durability::Lost));
         }
-        Receipt(State::Waiting { group, index, waiter: None })
+        queue.records += 1;
+        queue.push(Handover::Intent(intent))
     }
 
     /// Wakes the writer, if it sleeps and has something to do.

@@ -77,8 +77,15 @@ impl Syncer {
         self.wake.notify_all();
     }
 
-    /// Syncs at most every `interval`, and sleeps while nothing is written.
-    pub(super) fn run(&self, interval: Duration, inbox: &Inbox) {
+    /// Syncs at most every `interval`, and sleeps while nothing is written. What `marked` says before a sync is told to
+    /// `synced` after it.
+    pub(super) fn run(
+        &self,
+        interval: Duration,
+        inbox: &Inbox,
+        marked: impl Fn() -> u64,
+        synced: impl Fn(u64),
+    ) {
         let mut state = lock(&self.state);
         loop {
             while !state.stop && !self.dirty.load(Ordering::Acquire) {
@@ -97,7 +104,11 @@ impl Syncer {
             let new_names = mem::take(&mut state.new_names);
             let active = state.active.clone();
             drop(state);
+            let mark = marked();
             let fault = self.sync(&sealed, active.as_ref(), new_names);
+            if fault.is_none() {
+                synced(mark);
+            }
             state = lock(&self.state);
             if fault.is_some() {
                 state.fault = fault;

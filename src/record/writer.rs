@@ -10,19 +10,18 @@
 
 use std::io;
 use std::mem;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::event::Record;
+use crate::model::intent::Intent;
 
 use super::alarm::Alarm;
+use super::appender::{Appender, Exchanges, Refusal};
 use super::codec;
-use super::disk::{DiskFile, write_all};
-use super::log::{Entry, Segment};
-use super::parts::{Parts, reap};
-use super::recorder::{Group, Handed, Turn};
-use super::segment;
+use super::log::Entry;
+use super::parts::Parts;
+use super::recorder::{Group, Handed, Handover, Turn};
 use super::syncer::SyncFault;
 
 /// Bytes of one write: a larger group is written in several.
@@ -30,32 +29,16 @@ const WRITE_BYTES: usize = 1 << 20;
 /// The first and the longest wait before a failed disk is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// The journal can't take a group.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("it has reached its {0} bytes and the sink takes nothing")]
-    Full(u64),
-    #[error("{0}")]
-    Failed(#[from] io::Error),
-}
-
-#[derive(Debug)]
-struct Active {
-    file: Arc<dyn DiskFile>,
-    number: u64,
-    offset: u64,
-    first_seq: u64,
-}
-
 /// The thread's own state.
 #[derive(Debug)]
 pub(super) struct Writer {
     parts: Arc<Parts>,
-    active: Option<Active>,
-    next_number: u64,
+    appender: Appender,
     next_seq: u64,
     buffer: Vec<u8>,
     entries: Vec<Entry>,
+    /// Of the exchanges in `buffer`.
+    exchanges: Exchanges,
     /// When to try again, and how long to wait after that; `None` while all is well.
     retry: Option<(Instant, Duration)>,
     failing: Alarm,
@@ -85,26 +68,46 @@ impl Owners {
 impl Writer {
     pub(super) fn new(parts: Arc<Parts>, next_number: u64, next_seq: u64) -> Self {
         Self {
+            appender: Appender::new(Arc::clone(&parts), next_number),
             parts,
-            active: None,
-            next_number,
             next_seq,
             buffer: Vec::new(),
             entries: Vec::new(),
+            exchanges: Exchanges::default(),
             retry: None,
             failing: Alarm::default(),
             shedding: Alarm::default(),
         }
     }
 
-    /// Opens the first segment, to see that it can be done.
-    pub(super) fn begin(&mut self) -> io::Result<()> {
-        self.rotate()
+    /// Opens the first segment, to see that it can be done, and writes what became of the exchanges that the former run
+    /// left in flight; only then is the segment marked, and with it the former run's forgotten. A disk that is full is
+    /// noted as a turn would note it.
+    pub(super) fn begin(&mut self, crashed: &[Record]) -> io::Result<()> {
+        match self.appender.rotate() {
+            Err(e) if no_space(&e) => self.fail(&Refusal::Failed(e)),
+            begun => begun?,
+        }
+        self.appender.behind = true;
+        let mut owners = Owners::default();
+        for record in crashed {
+            self.encode(record.clone(), &mut owners);
+            self.chunk_if_large(&mut owners);
+        }
+        self.chunk(&mut owners);
+        self.catch_up();
+        Ok(())
     }
 
-    /// As a turn would note it.
-    pub(super) fn begin_failing(&mut self, why: io::Error) {
-        self.fail(&Refusal::Failed(why));
+    /// Nothing waits in memory: the segment can be marked.
+    fn catch_up(&mut self) {
+        if self.retry.is_some() {
+            return;
+        }
+        self.appender.behind = false;
+        if let Err(refusal) = self.appender.mark(self.next_seq) {
+            self.fail(&refusal);
+        }
     }
 
     /// Writes until the inbox is closed and empty.
@@ -134,20 +137,22 @@ impl Writer {
         let mut journaled = true;
         self.parts.watch.begin(group.as_ref());
         let mut batches = mem::take(&mut handed.batches);
-        for batch in &batches {
-            owners
-                .firsts
-                .push((self.next_seq, batch.iter().any(|record| !matches!(record, Record::Audit(_)))));
-            self.next_seq += batch.len() as u64;
-        }
-        let first = owners.firsts.first().map_or(self.next_seq, |(first, _)| *first);
-        for (seq, record) in (first..).zip(batches.drain(..).flatten()) {
-            match codec::encode(&record, seq, &mut self.buffer) {
-                Ok(bytes) => self.entries.push(Entry { seq, bytes, on_disk: false, record }),
-                Err(why) => self.refuse_record(seq, &record, &why, &mut owners),
-            }
-            if self.buffer.len() >= WRITE_BYTES {
-                journaled &= self.chunk(&mut owners);
+        for batch in batches.drain(..) {
+            match batch {
+                Handover::Records(records) => {
+                    let usage = records.iter().any(|record| !matches!(record, Record::Audit(_)));
+                    owners.firsts.push((self.next_seq, usage));
+                    for record in records {
+                        self.encode(record, &mut owners);
+                        journaled &= self.chunk_if_large(&mut owners);
+                    }
+                }
+                Handover::Intent(intent) => {
+                    // It has no number, and nobody asks what became of it.
+                    owners.firsts.push((self.next_seq, false));
+                    self.encode_intent(&intent);
+                    journaled &= self.chunk_if_large(&mut owners);
+                }
             }
         }
         journaled &= self.chunk(&mut owners);
@@ -155,6 +160,29 @@ impl Writer {
         handed.batches = batches;
         self.came_back();
         self.resolve(group.as_deref(), journaled, owners);
+    }
+
+    /// Gives the record its number.
+    fn encode(&mut self, record: Record, owners: &mut Owners) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        if let Record::Usage(event) = &record {
+            self.exchanges.close(event.event_id);
+        }
+        match codec::encode(&record, seq, &mut self.buffer) {
+            Ok(bytes) => self.entries.push(Entry { seq, bytes, on_disk: false, record }),
+            Err(why) => self.refuse_record(seq, &record, &why, owners),
+        }
+    }
+
+    fn encode_intent(&mut self, intent: &Intent) {
+        let start = self.buffer.len();
+        let encoded = codec::encode_intent(intent, self.next_seq, &mut self.buffer);
+        let payload = self.buffer.get(start + codec::HEADER_BYTES..).unwrap_or_default();
+        if encoded.is_err() || !self.appender.open(&mut self.exchanges, intent.event_id, payload) {
+            self.buffer.truncate(start);
+            self.parts.metrics.intents_left_out.inc();
+        }
     }
 
     /// Tells the watch that nothing hangs; and the log, if it had been told otherwise.
@@ -180,24 +208,34 @@ impl Writer {
         owners.lose(seq, matches!(record, Record::Audit(_)));
     }
 
+    fn chunk_if_large(&mut self, owners: &mut Owners) -> bool {
+        self.buffer.len() < WRITE_BYTES || self.chunk(owners)
+    }
+
     /// Writes what is encoded and moves its records into the tail; `false` when they are in memory only.
     fn chunk(&mut self, owners: &mut Owners) -> bool {
-        let Some(last) = self.entries.last().map(|entry| entry.seq) else { return true };
-        let first = self.entries.first().map_or(last, |entry| entry.seq);
+        let seqs = self.entries.first().zip(self.entries.last()).map(|(first, last)| (first.seq, last.seq));
+        if self.buffer.is_empty() && self.exchanges.is_empty() {
+            return true;
+        }
+        let next_seq = seqs.map_or(self.next_seq, |(first, _)| first);
         let mut written = false;
         // Order is kept: nothing is written before what is held from earlier.
         if self.retry.is_none() {
             let buffer = mem::take(&mut self.buffer);
-            match self.append(&buffer, first, last) {
+            match self.appender.append(&buffer, seqs, next_seq) {
                 Ok(()) => written = true,
                 Err(refusal) => self.fail(&refusal),
             }
             self.buffer = buffer;
         }
         self.buffer.clear();
+        self.appender.follow(&mut self.exchanges, written);
         let entries = self.entries.drain(..);
+        let intents = self.appender.in_flight();
         let shed = self.parts.log.with(|state| {
-            state.last_seq = last;
+            state.last_seq = seqs.map_or(state.last_seq, |(_, last)| last);
+            state.intents = intents;
             state.push(entries.map(|entry| Entry { on_disk: written, ..entry }));
             state.shed()
         });
@@ -221,106 +259,9 @@ impl Writer {
         }
     }
 
-    /// Appends encoded frames to the active segment, starting another when it is full.
-    fn append(&mut self, bytes: &[u8], first: u64, last: u64) -> Result<(), Refusal> {
-        let config = &self.parts.config;
-        let (max_bytes, segment_bytes, each_commit) =
-            (config.max_bytes, config.segment_bytes, config.fsync_interval.is_zero());
-        let needed = bytes.len() as u64;
-        if self.parts.log.with(|state| state.bytes()) + needed > max_bytes {
-            self.make_room(needed)?;
-        }
-        if self
-            .active
-            .as_ref()
-            .is_none_or(|a| a.offset > segment::HEADER_BYTES as u64 && a.offset + needed > segment_bytes)
-        {
-            self.rotate()?;
-        }
-        let Some(active) = &mut self.active else { return Err(io::Error::other("no segment").into()) };
-        let written = write_all(&*active.file, active.offset, bytes)
-            .and_then(|()| if each_commit { active.file.sync() } else { Ok(()) });
-        if let Err(e) = written {
-            // Cut off what may be half a frame. Where that fails, too, readers will find it torn.
-            let _ = active.file.truncate(active.offset);
-            self.abandon();
-            return Err(e.into());
-        }
-        active.offset += needed;
-        if active.first_seq == 0 {
-            active.first_seq = first;
-        }
-        let (number, offset, trouble) = (active.number, active.offset, self.retry.is_some());
-        self.parts.log.with(|state| {
-            if let Some(segment) = state.segments.back_mut().filter(|segment| segment.number == number) {
-                (segment.bytes, segment.last_seq) = (offset, last);
-            }
-            if !trouble {
-                state.fault = None;
-            }
-        });
-        if !each_commit {
-            self.parts.syncer.written();
-        }
-        Ok(())
-    }
-
-    /// The journal is at its bound: lets go the active segment, if the sink has all of it.
-    fn make_room(&mut self, needed: u64) -> Result<(), Refusal> {
-        let log = &self.parts.log;
-        if log
-            .with(|state| state.segments.back().is_some_and(|s| s.last_seq > 0 && s.last_seq <= state.acked))
-        {
-            self.abandon();
-        }
-        reap(&self.parts);
-        let max_bytes = self.parts.config.max_bytes;
-        if self.parts.log.with(|state| state.bytes()) + needed > max_bytes {
-            return Err(Refusal::Full(max_bytes));
-        }
-        Ok(())
-    }
-
-    /// Seals the active segment.
-    fn abandon(&mut self) {
-        self.active = None;
-        self.parts.syncer.turn_to(None);
-        self.parts.log.with(|state| state.segments.iter_mut().for_each(|segment| segment.sealed = true));
-    }
-
-    /// Starts a new segment.
-    fn rotate(&mut self) -> io::Result<()> {
-        self.abandon();
-        let number = self.next_number;
-        self.next_number += 1;
-        let path = self.parts.config.dir.join(segment::name(number));
-        let begun = start_segment(&self.parts, &path, number);
-        let file = match begun {
-            Ok(file) => file,
-            Err(e) => {
-                let _ = self.parts.disk.remove(&path);
-                return Err(e);
-            }
-        };
-        self.parts.syncer.turn_to(Some((number, Arc::clone(&file))));
-        let bytes = segment::HEADER_BYTES as u64;
-        self.active = Some(Active { file, number, offset: bytes, first_seq: 0 });
-        self.parts.log.with(|state| {
-            state.segments.push_back(Segment {
-                number,
-                path,
-                bytes,
-                last_seq: 0,
-                sealed: false,
-                keep: false,
-            });
-        });
-        reap(&self.parts);
-        Ok(())
-    }
-
     /// Notes that the journal can't be written, and when to try again.
     fn fail(&mut self, refusal: &Refusal) {
+        self.appender.behind = true;
         let delay = self.retry.map_or(RETRY.0, |(_, delay)| delay);
         self.retry = Some((Instant::now() + delay, (delay * 2).min(RETRY.1)));
         let reason =
@@ -333,11 +274,11 @@ impl Writer {
 
     /// Tries to write what is held in memory; all is well again when that is done.
     fn recover(&mut self) {
-        let recovered = self.write_held();
+        let recovered = self.write_held().and_then(|()| self.appender.mark(self.next_seq));
         self.came_back();
         match recovered {
             Ok(()) => {
-                self.retry = None;
+                (self.retry, self.appender.behind) = (None, false);
                 self.parts.log.with(|state| state.fault = None);
                 if self.failing.clear() {
                     tracing::info!("the journal can be written again");
@@ -350,9 +291,9 @@ impl Writer {
 
     fn write_held(&mut self) -> Result<(), Refusal> {
         self.parts.watch.begin(None);
-        if self.active.is_none() {
+        if self.appender.number().is_none() {
             let _ = self.parts.disk.create_dir(&self.parts.config.dir);
-            self.rotate()?;
+            self.appender.rotate()?;
         }
         loop {
             // Much to write is not stuck: each part has its own time.
@@ -370,8 +311,9 @@ impl Writer {
                     buffer.len() < WRITE_BYTES / 4
                 });
             });
-            let appended = if buffer.is_empty() { Ok(()) } else { self.append(&buffer, first, last) };
             let done = buffer.is_empty();
+            let appended =
+                if done { Ok(()) } else { self.appender.append(&buffer, Some((first, last)), first) };
             self.buffer = buffer;
             self.buffer.clear();
             appended?;
@@ -390,21 +332,13 @@ impl Writer {
         match self.parts.syncer.fault() {
             None => {}
             Some(SyncFault::Failed(why)) => {
-                self.abandon();
+                self.appender.abandon();
                 self.fail(&Refusal::Failed(io::Error::other(format!("sync failed: {why}"))));
             }
             // One that was sealed, shipped and deleted by ourselves while it was synced is no fault.
-            Some(SyncFault::Unlinked(number)) if self.active.as_ref().is_none_or(|a| a.number != number) => {}
+            Some(SyncFault::Unlinked(number)) if self.appender.number() != Some(number) => {}
             Some(SyncFault::Unlinked(_)) => {
-                if let Some(active) = self.active.take() {
-                    self.parts.log.with(|state| {
-                        state.forget(active.number);
-                        if active.first_seq > 0 {
-                            state.unwrite(active.first_seq);
-                        }
-                    });
-                }
-                self.abandon();
+                self.appender.unlinked();
                 self.fail(&Refusal::Failed(io::Error::other("the segment being written was deleted")));
             }
         }
@@ -427,22 +361,11 @@ impl Writer {
             self.parts.metrics.events_lost.inc_by(left);
             tracing::error!(records = left, "lost: the journal could not be written until the end");
         }
-        let synced = self.active.as_ref().map_or(Ok(()), |active| active.file.sync());
-        if let Err(e) = synced.and_then(|()| self.parts.disk.sync_dir(&self.parts.config.dir)) {
-            tracing::error!(error = %e, "the journal's last sync failed");
-        }
-        self.abandon();
+        self.appender.finish();
     }
 }
 
-fn start_segment(parts: &Parts, path: &Path, number: u64) -> io::Result<Arc<dyn DiskFile>> {
-    let file = parts.disk.open(path)?;
-    // A leftover of the same name would be of a run that never got to use it.
-    file.truncate(0)?;
-    write_all(&*file, 0, &segment::header(number))?;
-    if parts.config.fsync_interval.is_zero() {
-        file.sync()?;
-        parts.disk.sync_dir(&parts.config.dir)?;
-    }
-    Ok(file)
+/// Whether an error only says that the disk is full.
+fn no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 mod clients;
+mod crashing;
 mod cutting;
 mod database;
 mod distance;

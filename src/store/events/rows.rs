@@ -16,7 +16,7 @@ use tokio_postgres::{Error, Statement};
 use uuid::Uuid;
 
 use super::charged;
-use crate::model::event::{Amendment, AuditEvent, Record, UsageEvent};
+use crate::model::event::{Amendment, AuditEvent, Outcome, Record, UsageEvent};
 use crate::model::quota::Charge;
 use crate::store::instant::moment;
 
@@ -79,7 +79,7 @@ pub(super) struct Usage<'a> {
     method: Vec<Cow<'a, str>>,
     endpoint: Vec<Cow<'a, str>>,
     status: Vec<Option<i32>>,
-    response_ms: Vec<i32>,
+    response_ms: Vec<Option<i32>>,
     first_byte_ms: Vec<Option<i32>>,
     session: Vec<Option<Cow<'a, str>>>,
     messages: Vec<i32>,
@@ -115,7 +115,10 @@ impl<'a> Usage<'a> {
         self.method.push(text(&event.method, SHORT_BYTES));
         self.endpoint.push(text(&event.endpoint, LONG_BYTES));
         self.status.push(event.status.map(i32::from));
-        self.response_ms.push(clamp.int("api_response_time_ms", ms(event.response_time_us)));
+        // Nobody measured an exchange that its process did not survive.
+        let measured = event.outcome != Outcome::Crashed || event.response_time_us > 0;
+        let response_ms = measured.then(|| clamp.int("api_response_time_ms", ms(event.response_time_us)));
+        self.response_ms.push(response_ms);
         self.first_byte_ms.push(event.first_byte_us.map(|us| clamp.int("upstream_first_byte_ms", ms(us))));
         self.session.push(event.chat_session_id.as_deref().map(|id| text(id, LONG_BYTES)));
         self.messages.push(clamp.int("chat_messages", event.messages));

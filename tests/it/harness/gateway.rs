@@ -191,6 +191,7 @@ impl TestGateway {
             BTreeMap::from([("TOLLGATE__DATA__DIR".to_owned(), self.data.path().display().to_string())]);
         let config = Settings::load(None, &environment).expect("the defaults").record;
         let (_, journal) = tollgate::record::Journal::open(config, metrics).expect("the journal opens again");
+        assert_eq!(journal.opened().crashed, 0, "every exchange has closed its intent");
         journal.replay(&mut |_| left += 1);
         journal.close();
         (left, self.data)

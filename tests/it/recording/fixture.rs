@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use tollgate::model::event::{
     Actor, Amendment, AuditEvent, AuditResult, EventType, Outcome, Record, UsageEvent,
 };
-use tollgate::model::quota::{Charge, Dimension};
+use tollgate::model::intent::Intent;
+use tollgate::model::quota::{Amounts, Charge, Dimension};
 use tollgate::model::tenant::TenantId;
 use tollgate::model::tokens::{TokenSource, TokenUsage};
 use tollgate::record::{Config, EventSink, Records, SinkError};
@@ -77,6 +78,36 @@ pub(super) fn usage(n: u64) -> Record {
         charges: vec![charge(Dimension::STANDARD[0], 500), charge(Dimension::STANDARD[2], 1)],
         lease_run: 0,
     }))
+}
+
+/// Announces `usage(n)`.
+pub(super) fn intent(n: u64) -> Box<Intent> {
+    let Record::Usage(event) = usage(n) else { unreachable!() };
+    let reserved = Amounts { tokens: 150, api_calls: 1, chat_messages: 1, ..Amounts::default() };
+    let charges = event.charges.into_iter().map(|charge| {
+        let amount = reserved.of(charge.dimension.unit) as i64;
+        Charge { amount, ..charge }
+    });
+    Box::new(Intent {
+        event_id: event.event_id,
+        tenant_id: event.tenant_id,
+        event_type: event.event_type,
+        at: event.at,
+        method: event.method,
+        endpoint: event.endpoint,
+        chat_session_id: event.chat_session_id,
+        model: event.model,
+        request_id: event.request_id,
+        reserved,
+        charges: charges.collect(),
+        lease_run: 3,
+        metadata: serde_json::Map::new(),
+    })
+}
+
+/// Whether a record is what a dead process left of an exchange.
+pub(super) fn crashed(record: &Record) -> bool {
+    matches!(record, Record::Usage(event) if event.outcome == Outcome::Crashed)
 }
 
 pub(super) fn audit(n: u64) -> Record {
@@ -155,6 +186,10 @@ impl FakeSink {
         answer: impl Fn(&[Record]) -> Result<(), SinkError> + Send + Sync + 'static,
     ) {
         *self.answer.lock().unwrap() = Box::new(answer);
+    }
+
+    pub(super) fn written_crashed(&self) -> Vec<u64> {
+        numbers(self.written.lock().unwrap().iter().filter(|record| crashed(record)))
     }
 
     pub(super) fn written(&self) -> Vec<u64> {

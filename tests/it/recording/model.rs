@@ -1,6 +1,7 @@
 //! The journal against a model of it, over random operations, crashes and corruptions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,16 @@ use tollgate::record::{
 use tollgate::telemetry::Metrics;
 
 use super::faulty::FaultyDisk;
-use super::fixture::{FakeSink, audit, config, number, usage};
+use super::fixture::{FakeSink, audit, config, crashed, intent, number, usage};
 
 #[derive(Clone, Debug)]
 enum Step {
     /// Records so many, as one group or one by one.
     Append { records: u8, together: bool },
+    /// Admits so many exchanges.
+    Admit(u8),
+    /// Ends so many of those in flight, the youngest first.
+    End(u8),
     /// Ships so many batches, or all.
     Ship(Option<u8>),
     /// Closes and opens.
@@ -33,6 +38,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1..20_u8, any::<bool>()).prop_map(|(records, together)| Step::Append { records, together }),
+        3 => (1..4_u8).prop_map(Step::Admit),
+        2 => (1..4_u8).prop_map(Step::End),
         2 => proptest::option::of(0..4_u8).prop_map(Step::Ship),
         1 => Just(Step::Reopen),
         1 => prop_oneof![Just(0), any::<u8>()].prop_map(|torn| Step::Crash { torn }),
@@ -46,6 +53,12 @@ struct Model {
     next: u64,
     /// Journaled, and not known to be in the sink.
     pending: BTreeSet<u64>,
+    /// Admitted in this run, and not ended.
+    in_flight: BTreeSet<u64>,
+    /// Those that were admitted, ever: an exchange has its number from its admission, not in the order of the journal.
+    admitted: BTreeSet<u64>,
+    /// Left in flight by a run.
+    crashed: BTreeSet<u64>,
     /// In the sink.
     shipped: BTreeSet<u64>,
     /// In a place that was cut off or changed.
@@ -77,7 +90,8 @@ fn hit(places: &[Inspected], segment: &str, from: u64, to: u64) -> Vec<u64> {
         .filter(overlaps)
         .filter_map(|place| match &place.what {
             Content::Record { record, .. } => Some(number(record)),
-            Content::Unreadable(_) => None,
+            Content::Intent(intent) => Some(intent.event_id.as_u128() as u64 & 0xffff_ffff),
+            Content::Mark(_) | Content::Torn | Content::Unreadable(_) => None,
         })
         .collect()
 }
@@ -87,17 +101,32 @@ impl Run {
         self.disk = FaultyDisk::default();
         let disk = Arc::new(self.disk.clone());
         let (recorder, journal) = Journal::open_on(disk, self.config.clone(), Metrics::new()).unwrap();
-        let mut back = Vec::new();
-        journal.replay(&mut |record| back.push(number(record)));
-        let mut sorted = back.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        assert_eq!(back, sorted, "in order, each once");
+        let (mut back, mut cut_off) = (Vec::new(), BTreeSet::new());
+        journal.replay(&mut |record| {
+            back.push(number(record));
+            cut_off.extend(crashed(record).then_some(number(record)));
+        });
+        let ordered: Vec<u64> = back.iter().copied().filter(|n| !self.model.admitted.contains(n)).collect();
+        assert!(ordered.is_sorted(), "in order: {back:?}");
+        let records = back.len();
         let back: BTreeSet<u64> = back.into_iter().collect();
+        assert_eq!(back.len(), records, "each once");
+        let left = mem::take(&mut self.model.in_flight);
+        let uncharged: Vec<_> =
+            left.difference(&cut_off).filter(|n| !self.model.damaged.contains(n)).collect();
+        assert!(uncharged.is_empty(), "in flight, and not charged: {uncharged:?}");
+        let ended = |n: &&u64| {
+            let model = &self.model;
+            model.pending.contains(n) && !model.crashed.contains(n) && !model.damaged.contains(n)
+        };
+        let wronged: Vec<_> = cut_off.iter().filter(ended).collect();
+        assert!(wronged.is_empty(), "journaled as ended, and crashed all the same: {wronged:?}");
+        self.model.crashed.extend(&cut_off);
         let missing: Vec<_> =
             self.model.pending.difference(&back).filter(|n| !self.model.damaged.contains(n)).collect();
         assert!(missing.is_empty(), "lost: {missing:?}");
-        let known = |n: &u64| self.model.pending.contains(n) || self.model.shipped.contains(n);
+        let known =
+            |n: &u64| self.model.pending.contains(n) || self.model.shipped.contains(n) || left.contains(n);
         assert!(back.iter().all(known), "never recorded: {back:?}");
         assert_eq!(journal.state().records, back.len() as u64);
         // From here on the journal is held to what it has shown.
@@ -126,6 +155,28 @@ impl Run {
                 }
                 self.model.next = numbers.end;
                 self.model.pending.extend(numbers);
+            }
+            Step::Admit(exchanges) => {
+                let (recorder, journal) = self.open.as_ref().unwrap();
+                // As many as there is room for in a segment of this size.
+                let room = 5 - self.model.in_flight.len() as u64;
+                let numbers = self.model.next..self.model.next + u64::from(exchanges).min(room);
+                for n in numbers.clone() {
+                    assert_eq!(recorder.intend(intent(n)).await, Durability::Journaled);
+                }
+                self.model.next = numbers.end;
+                self.model.admitted.extend(numbers.clone());
+                self.model.in_flight.extend(numbers);
+                assert_eq!(journal.state().open_intents, self.model.in_flight.len() as u64);
+            }
+            Step::End(exchanges) => {
+                let (recorder, journal) = self.open.as_ref().unwrap();
+                for _ in 0..exchanges {
+                    let Some(n) = self.model.in_flight.pop_last() else { break };
+                    assert_eq!(recorder.record(Records::from_iter([usage(n)])).await, Durability::Journaled);
+                    self.model.pending.insert(n);
+                }
+                assert_eq!(journal.state().open_intents, self.model.in_flight.len() as u64);
             }
             Step::Ship(batches) => {
                 let (_, journal) = self.open.as_ref().unwrap();
@@ -199,7 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_journaled_and_not_damaged_comes_back_once_and_in_order(
+    fn what_was_journaled_and_not_damaged_comes_back_once_and_in_order_and_what_was_in_flight_is_charged(
         steps in proptest::collection::vec(step(), 1..25),
         synced in any::<bool>(),
     ) {
