@@ -8,15 +8,11 @@
 use super::account::Open;
 use crate::model::intent::Intent;
 use crate::model::quota::Amounts;
-use crate::proxy::config::Enforce;
 
 impl Open {
-    /// Leaves the intent of an exchange that was admitted, where quotas are enforced.
+    /// Leaves the intent of an exchange that was admitted.
     pub(super) fn intend(&self) {
         let (Some(tenant), Some(reservation)) = (&self.subject.tenant, &self.reservation) else { return };
-        if self.route.config.enforce != Enforce::Hard {
-            return;
-        }
         // What is held while it lasts is not used up by it.
         let reserved = Amounts { concurrent: 0, ..reservation.amounts() };
         self.hub.intend(Box::new(Intent {

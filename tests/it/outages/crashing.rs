@@ -87,7 +87,7 @@ async fn fault_75_what_a_kill_cuts_off_has_one_row_that_is_charged_the_reservati
     streaming.read_head().await;
     let _waiting = left_waiting(&program, request_id(batch("tn_cut_off", 3), "r-batch")).await;
     intents(&program, 2.0).await;
-    // What is only watched, and what is not metered at all, has no intent.
+    // What is only watched is charged all the same; what is not metered at all has no intent.
     let watched = json!({ "messages": [{ "query": "?" }] });
     let watched = request("POST", "/api/watched").header("x-tenant-id", "tn_watched").json(&watched);
     let _watched = left_waiting(&program, watched).await;
@@ -95,11 +95,11 @@ async fn fault_75_what_a_kill_cuts_off_has_one_row_that_is_charged_the_reservati
     let _unmetered = left_waiting(&program, unmetered).await;
     upstream.seen(5).await;
     drained(&program).await;
-    assert_eq!(program.metric("tollgate_journal_intents").await, 2.0);
+    assert_eq!(program.metric("tollgate_journal_intents").await, 3.0);
     let beside = journal(data.path());
-    assert_eq!((&beside["open_intents"], &beside["records"]), (&json!(2), &json!(0)));
+    assert_eq!((&beside["open_intents"], &beside["records"]), (&json!(3), &json!(0)));
     killed(program).await;
-    assert_eq!(journal(data.path())["open_intents"], json!(2), "as it was left");
+    assert_eq!(journal(data.path())["open_intents"], json!(3), "as it was left");
 
     // Killed again as soon as it serves: what it wrote first is what became of them.
     killed(Program::start(data.path()).await).await;
@@ -123,7 +123,10 @@ async fn fault_75_what_a_kill_cuts_off_has_one_row_that_is_charged_the_reservati
     );
     assert!(recorded[2]["replica_id"].is_string(), "{}", recorded[2]);
     assert_eq!(self::outcomes(&database, "tn_full", 1).await, [came_to("refused", 429, 0, "none")]);
-    assert_eq!(rows(&database, "tn_watched", 0).await, Vec::<Value>::new());
+    assert_eq!(
+        self::outcomes(&database, "tn_watched", 1).await,
+        [came_to("crashed", -1, 150, "reserved")]
+    );
     counters_equal_events(&database).await;
     intents(&again, 0.0).await;
     again.signal(Kill::TERM);
