@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed while running, 2 bad usage or config. What a command is for goes to stdout; logs,
 //! warnings and faults go to stderr.
 
+mod audit;
 mod drift;
 mod logs;
 mod prices;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::{self, Gateway, Inherited};
 use crate::settings::{Faults, Settings};
+use crate::store::chain::{Head, Question};
 use crate::store::replicas::Retired;
 
 const FAILED: u8 = 1;
@@ -99,6 +101,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look after the audit trail
+    Audit {
+        #[command(subcommand)]
+        act: AuditAct,
+    },
     /// List the Tollgate processes that share the database, or take one for dead
     #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
         LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
@@ -127,6 +134,32 @@ enum Act {
         /// The replica's id
         #[arg(value_name = "ID")]
         id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditAct {
+    /// Walk the chains of audit events, and name the first break of each
+    #[command(
+        after_help = "Example:\n  tollgate audit verify --config /etc/tollgate/tollgate.toml --anchor database:812:9c0f…\n\n\
+        Ends with 0 when every chain is whole, with 1 when one is not. Whoever can write to the database can make a chain \
+        anew: only heads noted elsewhere, from the log or from tollgate_audit_chain_seq in /metrics, prove that nobody did."
+    )]
+    Verify {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// One chain, or all those of the replica of this id
+        #[arg(long, value_name = "NAME")]
+        chain: Option<String>,
+        /// From the first event of this date (its 00:00 UTC) or RFC 3339 time on
+        #[arg(long, value_name = "DATE", value_parser = crate::settings::date_or_instant)]
+        since: Option<Timestamp>,
+        /// A head that was noted outside; may be given often
+        #[arg(long = "anchor", value_name = "CHAIN:SEQ:HASH", value_parser = audit::anchor)]
+        anchors: Vec<Head>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -162,6 +195,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
+        Command::Audit { act: AuditAct::Verify { config, chain, since, anchors, json } } => {
+            let question = Question { chain: chain.clone(), since: *since, anchors: anchors.clone() };
+            verify_audit(config, &question, *json)
+        }
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
     };
@@ -301,6 +338,16 @@ fn verify_quota(config: &ConfigFile, json: bool) -> anyhow::Result<()> {
     match drift.drifted {
         0 => Ok(()),
         n => anyhow::bail!("{n} of {} counters differ from their events", drift.counters),
+    }
+}
+
+fn verify_audit(config: &ConfigFile, question: &Question, json: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let walked = runtime()?.block_on(Box::pin(gateway::verify_audit(&settings, question)))?;
+    let _ = std::io::stdout().lock().write_all(audit::told(&walked, json).as_bytes());
+    match audit::first_break(&walked) {
+        None => Ok(()),
+        Some(why) => anyhow::bail!("{why}"),
     }
 }
 

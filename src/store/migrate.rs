@@ -11,13 +11,14 @@ use tokio_postgres::error::SqlState;
 use super::pool::{Store, StoreError};
 
 /// The migrations, in order.
-const MIGRATIONS: [(i32, &str, &str); 6] = [
+const MIGRATIONS: [(i32, &str, &str); 7] = [
     (1, "tables", include_str!("../../migrations/0001_tables.sql")),
     (2, "partitions", include_str!("../../migrations/0002_partitions.sql")),
     (3, "functions", include_str!("../../migrations/0003_functions.sql")),
     (4, "audit_history", include_str!("../../migrations/0004_audit_history.sql")),
     (5, "leases", include_str!("../../migrations/0005_leases.sql")),
     (6, "alerts", include_str!("../../migrations/0006_alerts.sql")),
+    (10, "audit_chain", include_str!("../../migrations/0010_audit_chain.sql")),
 ];
 
 /// The schema version that this program is written for.

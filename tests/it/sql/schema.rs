@@ -73,7 +73,8 @@ async fn the_gateway_says_what_schema_it_finds_and_brings_it_up() {
     assert!(store.migrate().await.unwrap().applied.is_empty());
 
     database.rows(&format!("DELETE FROM tollgate_schema WHERE version = {SCHEMA_VERSION}"));
-    assert_eq!(store.schema_state().await.unwrap(), SchemaState::Older(SCHEMA_VERSION - 1));
+    let before = database.one("SELECT max(version) FROM tollgate_schema").parse().unwrap();
+    assert_eq!(store.schema_state().await.unwrap(), SchemaState::Older(before));
     assert_eq!(store.migrate().await.unwrap().applied.len(), 1);
 
     database.rows("INSERT INTO tollgate_schema VALUES (99, 'tomorrow')");
