@@ -172,7 +172,7 @@ impl Store {
             for (name, head) in chains(client, question).await? {
                 // A replica has more chains than it may ever need.
                 let unused = head.as_ref().is_some_and(|head| head.seq == 0);
-                let chain = Walk::new(client, &walk, question, name).to_the_end(head).await?;
+                let chain = Walk::new(client, &walk, question, name).run(head).await?;
                 if !unused || chain.upto.is_some() || chain.fault.is_some() {
                     walked.chains.push(chain);
                 }
@@ -270,8 +270,8 @@ struct Walk<'a> {
     /// The chain's anchors, by number.
     anchors: Vec<&'a Head>,
     chain: Chain,
-    /// The last entry passed: its number, its hash, and whether it was one that retention took.
-    last: Option<(i64, Vec<u8>, bool)>,
+    /// The last entry passed: its number and its hash.
+    last: Option<(i64, Vec<u8>)>,
 }
 
 impl<'a> Walk<'a> {
@@ -286,7 +286,8 @@ impl<'a> Walk<'a> {
         Self { client, statement, since: question.since, anchors, chain, last: None }
     }
 
-    async fn to_the_end(mut self, head: Option<Head>) -> Result<Chain, Error> {
+    /// Walks to the first break, or to the end, which must be `head`.
+    async fn run(mut self, head: Option<Head>) -> Result<Chain, Error> {
         let mut after = i64::MIN;
         if let Some(since) = self.since {
             const FIRST: &str = "SELECT chain_seq - 1 FROM audit_chain_entries \
@@ -309,7 +310,7 @@ impl<'a> Walk<'a> {
                 if let Some(fault) = self.pass(entry) {
                     let event_id = entry.event_id.clone();
                     let seq = match fault {
-                        Fault::Missing(_) => self.last.as_ref().map_or(entry.seq, |(seq, ..)| seq + 1),
+                        Fault::Missing(_) => self.last.as_ref().map_or(entry.seq, |(seq, _)| seq + 1),
                         _ => entry.seq,
                     };
                     self.chain.fault = Some(Break { seq, event_id, fault });
@@ -336,11 +337,11 @@ impl<'a> Walk<'a> {
                 return Some(Fault::Link);
             }
             None => {}
-            Some((seq, _, _)) if *seq == entry.seq => {
+            Some((seq, _)) if *seq == entry.seq => {
                 return if entry.removed { None } else { Some(Fault::Twice) };
             }
-            Some((seq, _, _)) if entry.seq != seq + 1 => return Some(Fault::Missing(entry.seq)),
-            Some((_, hash, _)) if entry.prev_hash.as_ref() != Some(hash) => return Some(Fault::Link),
+            Some((seq, _)) if entry.seq != seq + 1 => return Some(Fault::Missing(entry.seq)),
+            Some((_, hash)) if entry.prev_hash.as_ref() != Some(hash) => return Some(Fault::Link),
             Some(_) => {}
         }
         if !entry.sound {
@@ -367,7 +368,7 @@ impl<'a> Walk<'a> {
         }
         self.chain.entries += u64::from(!entry.removed);
         self.chain.upto = Some(Head { chain: self.chain.name.clone(), seq: entry.seq, hash: text });
-        self.last = Some((entry.seq, hash, entry.removed));
+        self.last = Some((entry.seq, hash));
         None
     }
 

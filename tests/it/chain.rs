@@ -325,7 +325,7 @@ async fn resolving_leaves_a_chain_whole_and_a_resolution_that_is_touched_is_name
             7,
         ),
         (
-            "UPDATE audit_resolutions SET resolution = 'never mind'; UPDATE audit_events SET resolution = 'never mind' WHERE chain_seq = 4",
+            "UPDATE audit_resolutions SET resolution = 'never mind' WHERE chain_seq = 1; UPDATE audit_events SET resolution = 'never mind' WHERE chain_seq = 4",
             "resolutions",
             1,
         ),
