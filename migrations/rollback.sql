@@ -5,6 +5,18 @@ BEGIN;
 DO $$ BEGIN PERFORM pg_advisory_xact_lock(7021993001); END $$;
 SET LOCAL client_min_messages = warning;
 
+DROP VIEW IF EXISTS audit_chain_entries;
+DROP FUNCTION IF EXISTS tollgate_bury_audit(TIMESTAMPTZ);
+DROP FUNCTION IF EXISTS tollgate_write_audit(TEXT, UUID[], TEXT[], TEXT[], TEXT[], TEXT[], TEXT[], TEXT[], TEXT[], TEXT[],
+    TEXT[], TEXT[], TEXT[], TEXT[], TEXT[], INET[], TEXT[], TEXT[], TIMESTAMPTZ[], BOOLEAN[]);
+DROP FUNCTION IF EXISTS tollgate_audit_seal(TEXT, BIGINT, BYTEA);
+DROP FUNCTION IF EXISTS tollgate_audit_lock(TEXT[]);
+DROP AGGREGATE IF EXISTS tollgate_audit_chained(BYTEA, TEXT, BIGINT, TIMESTAMPTZ, BYTEA);
+DROP FUNCTION IF EXISTS tollgate_audit_step(BYTEA, BYTEA, TEXT, BIGINT, TIMESTAMPTZ, BYTEA);
+DROP FUNCTION IF EXISTS tollgate_audit_link(BYTEA, TEXT, BIGINT, TIMESTAMPTZ, BYTEA);
+DROP FUNCTION IF EXISTS tollgate_audit_digest(UUID, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, JSONB, JSONB, TEXT, TEXT,
+    TEXT, INET, TEXT, TEXT, BOOLEAN);
+DROP FUNCTION IF EXISTS tollgate_resolution_digest(UUID, TIMESTAMPTZ, TEXT, TEXT);
 DROP FUNCTION IF EXISTS cleanup_old_alerts();
 DO $$
 BEGIN
@@ -37,6 +49,11 @@ DROP TABLE IF EXISTS tenant_quota_overrides;
 DROP TABLE IF EXISTS quota_leases;
 DROP TABLE IF EXISTS quota_usage;
 DROP TABLE IF EXISTS audit_events;
+DROP FUNCTION IF EXISTS tollgate_chain_inserted();
+DROP TABLE IF EXISTS audit_chains;
+DROP TABLE IF EXISTS audit_removed;
+DROP TABLE IF EXISTS audit_resolutions;
+DROP TABLE IF EXISTS audit_unchained;
 DROP TABLE IF EXISTS usage_aggregation_state;
 DROP TABLE IF EXISTS tenant_model_usage;
 DROP TABLE IF EXISTS tenant_usage_metrics;

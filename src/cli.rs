@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed while running, 2 bad usage or config. What a command is for goes to stdout; logs,
 //! warnings and faults go to stderr.
 
+mod audit;
 mod drift;
 mod journal;
 mod logs;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::{self, Gateway, Inherited};
 use crate::settings::{Faults, Settings};
+use crate::store::chain::{Head, Question};
 use crate::store::replicas::Retired;
 
 const FAILED: u8 = 1;
@@ -140,6 +142,11 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         dump: bool,
     },
+    /// Look after the audit trail
+    Audit {
+        #[command(subcommand)]
+        act: AuditAct,
+    },
     /// List the Tollgate processes that share the database, or take one for dead
     #[command(after_help = "Example:\n  tollgate replicas --config /etc/tollgate/tollgate.toml\n\n\
         LEASES counts those of windows that run; OUTSTANDING is what may still be spent under them, by unit.")]
@@ -184,6 +191,32 @@ enum Act {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum AuditAct {
+    /// Walk the chains of audit events, and name the first break of each
+    #[command(
+        after_help = "Example:\n  tollgate audit verify --config /etc/tollgate/tollgate.toml --anchor database:812:9c0f…\n\n\
+        Ends with 0 when every chain is whole, with 1 when one is not. Whoever can write to the database can make a chain \
+        anew: only heads noted elsewhere, from the log or from tollgate_audit_chain_seq in /metrics, prove that nobody did."
+    )]
+    Verify {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// One chain, or all those of the replica of this id
+        #[arg(long, value_name = "NAME")]
+        chain: Option<String>,
+        /// From the first event of this date (its 00:00 UTC) or RFC 3339 time on
+        #[arg(long, value_name = "DATE", value_parser = crate::settings::date_or_instant)]
+        since: Option<Timestamp>,
+        /// A head that was noted outside; may be given often
+        #[arg(long = "anchor", value_name = "CHAIN:SEQ:HASH", value_parser = audit::anchor)]
+        anchors: Vec<Head>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The config file (TOML); without one, the built-in default and the environment
@@ -220,6 +253,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
         }
         Command::Journal { config, json, dump } => journal(config, *json, *dump),
+        Command::Audit { act: AuditAct::Verify { config, chain, since, anchors, json } } => {
+            let question = Question { chain: chain.clone(), since: *since, anchors: anchors.clone() };
+            verify_audit(config, &question, *json)
+        }
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
         Command::WhatIf { config, question } => what_if(config, question),
@@ -398,6 +435,16 @@ fn journal(config: &ConfigFile, json: bool, dump: bool) -> anyhow::Result<()> {
     let told = journal::told(&settings.record.dir, json, Timestamp::now())?;
     let _ = stdout.write_all(told.as_bytes()).and_then(|()| stdout.flush());
     Ok(())
+}
+
+fn verify_audit(config: &ConfigFile, question: &Question, json: bool) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let walked = runtime()?.block_on(Box::pin(gateway::verify_audit(&settings, question)))?;
+    let _ = std::io::stdout().lock().write_all(audit::told(&walked, json).as_bytes());
+    match audit::first_break(&walked) {
+        None => Ok(()),
+        Some(why) => anyhow::bail!("{why}"),
+    }
 }
 
 fn replicas(config: &ConfigFile) -> anyhow::Result<()> {

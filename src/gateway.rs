@@ -49,6 +49,7 @@ use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
+use crate::store::chain::{Question, Walked};
 use crate::store::reconcile::Recorded;
 use crate::store::replicas::{Replica, Retired};
 use crate::store::{self, Drift, PrivatePostgres, Store};
@@ -84,6 +85,7 @@ pub struct Gateway {
     shipping: JoinHandle<()>,
     admin: JoinHandle<()>,
     enforcer: Arc<Enforcer>,
+    metrics: Arc<Metrics>,
     store: Store,
     private: Option<PrivatePostgres>,
 }
@@ -208,7 +210,7 @@ impl Gateway {
             plans: plan_source(core.clone()),
             overrides: core.overrides.clone(),
             limits_changed: limits_changed(enforcer.clone()),
-            aggregate: jobs::on_request(store.clone(), metrics),
+            aggregate: jobs::on_request(store.clone(), metrics.clone()),
             audit: audit_sink(core.clone()),
         };
         let admin =
@@ -232,6 +234,7 @@ impl Gateway {
             shipping,
             admin,
             enforcer,
+            metrics,
             store,
             private,
         })
@@ -276,6 +279,9 @@ impl Gateway {
         // A database that is away at the stop is no fault of the stop: leases then end with their windows.
         let goodbye = async {
             leases::give_up(&self.enforcer, &self.store, written).await;
+            if let Err(error) = jobs::tell_heads(&self.store, &self.metrics).await {
+                tracing::warn!(%error, "the heads of the audit chains can't be told");
+            }
             self.store.leave().await
         };
         let _ = tokio::time::timeout(GOODBYE, goodbye).await;
@@ -330,6 +336,11 @@ pub async fn recorded_by_model(
     days: &[(jiff::Timestamp, jiff::Timestamp)],
 ) -> anyhow::Result<Recorded> {
     with_store(settings, async |store| Ok(store.recorded_by_model(days).await?)).await
+}
+
+/// The chains of audit events, walked without starting a gateway.
+pub async fn verify_audit(settings: &Settings, question: &Question) -> anyhow::Result<Walked> {
+    with_store(settings, async |store| Ok(store.verify_audit(question).await?)).await
 }
 
 /// Every process that shares the database.

@@ -23,6 +23,15 @@ impl EncodeLabelSet for Label {
     }
 }
 
+/// The last entry of an audit chain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AuditHead {
+    /// Which chain.
+    pub chain: String,
+    /// The entry's hash, in hex.
+    pub hash: String,
+}
+
 /// Everything that `/metrics` shows. Handles are atomics: cheap to bump from anywhere.
 #[derive(Debug)]
 pub struct Metrics {
@@ -71,6 +80,9 @@ pub struct Metrics {
     pub lease_waits_expired: Counter,
     /// By how much the live counters of the windows that run differ from their events: 0, or something is wrong.
     pub quota_drift: Gauge,
+    /// Numbers of the last entries of this replica's audit chains and of those that all share, by `chain` and `hash`: one
+    /// series for each chain, as of the last aggregation.
+    pub audit_chain_seq: Family<AuditHead, Gauge>,
     /// Tokens charged, by `source`.
     pub tokens: Family<Label, Counter>,
     /// Exchanges whose answer should have named the tenant and did not: no usage is recorded of them.
@@ -195,6 +207,12 @@ impl Metrics {
                 "quota_drift",
                 "Difference of live quota counters and their events, as of the last aggregation",
                 Gauge::default(),
+            ),
+            audit_chain_seq: add(
+                r,
+                "audit_chain_seq",
+                "Number of the last entry of an audit chain, by chain and hash",
+                Family::default(),
             ),
             tokens: add(r, "tokens", "Tokens charged, by source of the count", Family::default()),
             unnamed: add(

@@ -10,7 +10,7 @@ use super::health::Live;
 use crate::admin;
 use crate::quota::Enforcer;
 use crate::store::{Store, StoreError};
-use crate::telemetry::{Metrics, bump};
+use crate::telemetry::{AuditHead, Metrics, bump};
 
 /// Between two looks for tenants with nothing left.
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
@@ -26,12 +26,13 @@ pub(super) async fn aggregate(
     // A gateway that was away for long finds none for today.
     let first = async {
         live.hydrated().await;
-        store.make_partitions_ahead().await
+        store.make_partitions_ahead().await?;
+        tell_heads(&store, &metrics).await
     };
     tokio::select! {
         made = first => {
             if let Err(error) = made {
-                tracing::warn!(%error, "partitions can't be made ahead; the next pass makes up for it");
+                tracing::warn!(%error, "the first look after the tables failed; the next pass makes up for it");
             }
         }
         () = stop.cancelled() => return,
@@ -69,10 +70,25 @@ pub(crate) async fn pass(store: &Store, metrics: &Metrics) -> Result<Map<String,
     result.map_err(|error| error.to_string())
 }
 
+/// Tells the heads of the audit chains in the log and in `/metrics`, so that they can be noted where whoever can write
+/// to the database can't.
+pub(super) async fn tell_heads(store: &Store, metrics: &Metrics) -> Result<(), StoreError> {
+    let heads = store.audit_heads().await?;
+    // A hash of before must not be shown beside that of now.
+    metrics.audit_chain_seq.clear();
+    for head in heads {
+        tracing::info!(chain = head.chain, seq = head.seq, hash = head.hash, "the head of an audit chain");
+        let seq = head.seq;
+        metrics.audit_chain_seq.get_or_create(&AuditHead { chain: head.chain, hash: head.hash }).set(seq);
+    }
+    Ok(())
+}
+
 async fn maintain(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>, StoreError> {
     let partitions = store.make_partitions_ahead().await?;
     let written = store.aggregate().await?;
     let removed = store.clean_up().await?;
+    tell_heads(store, metrics).await?;
     let drift = store.drift(Some(jiff::Timestamp::now())).await?;
     metrics.quota_drift.set(i64::try_from(drift.total).unwrap_or(i64::MAX));
     if drift.drifted > 0 {

@@ -4,9 +4,11 @@
 //! 2. Exactly once: an event that is there already is left alone, and then adds nothing to the counters either; an
 //!    amendment changes only a row that still says `reserved`. So a batch may be sent again, whole or cut differently,
 //!    whether or not an earlier COMMIT's answer was lost. An amendment must not be sent before its event.
-//! 3. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
+//! 3. Audit events are linked into a chain of their replica, whose row is locked from then on: see
+//!    `migrations/0008_audit_chain.sql`.
+//! 4. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
 //!    replicas lock them in the same order, so they never deadlock.
-//! 4. No record poisons a batch by its size or its text: see `rows`. One that Postgres refuses all the same is told
+//! 5. No record poisons a batch by its size or its text: see `rows`. One that Postgres refuses all the same is told
 //!    apart from a database in trouble: see `verdict`.
 //!
 //! One round trip: BEGIN, the statements and COMMIT are sent together. What a later statement must know of an
@@ -31,7 +33,7 @@ use crate::record::{EventSink, SinkError};
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const USAGE: &str = include_str!("events/usage.sql");
 const AUDIT: &str = include_str!("events/audit.sql");
-const HISTORY: &str = include_str!("events/history.sql");
+const CHAIN: &str = include_str!("events/chain.sql");
 const AMEND: &str = include_str!("events/amend.sql");
 const CHARGE: &str = include_str!("events/charge.sql");
 
@@ -58,20 +60,18 @@ async fn send(
     batch: &Batch<'_>,
     replica: Option<&str>,
 ) -> Result<(), tokio_postgres::Error> {
-    let [usage, audit, history, amend, charge] = statements(client).await?;
+    let [usage, amend, audit, charge] = statements(client).await?;
     // Futures of the driver send when they are first polled, and join polls in order.
     let begin = client.batch_execute(BEGIN);
     let usage = unless(batch.usage.is_empty(), async { batch.usage.insert(client, &usage, replica).await });
-    let audit = unless(batch.audit.is_empty(), async { batch.audit.insert(client, &audit).await });
-    let history =
-        unless(batch.audit.has_no_history(), async { batch.audit.tell_old_values(client, &history).await });
     let amend = unless(batch.amend.is_empty(), async { batch.amend.apply(client, &amend).await });
+    let audit = unless(batch.audit.is_empty(), async { batch.audit.chain(client, &audit, replica).await });
     let charge =
         unless(batch.charges.is_empty(), async { batch.charges.raise(client, &charge, replica).await });
     let commit = client.batch_execute("COMMIT");
-    let (begin, usage, audit, history, amend, charge, commit) =
-        futures_util::join!(begin, usage, audit, history, amend, charge, commit);
-    begin.and(usage).and(audit).and(history).and(amend).and(charge).and(commit)
+    let (begin, usage, amend, audit, charge, commit) =
+        futures_util::join!(begin, usage, amend, audit, charge, commit);
+    begin.and(usage).and(amend).and(audit).and(charge).and(commit)
 }
 
 /// Writes an audit event in the transaction that is open on `client`, for what must not be there without it.
@@ -92,13 +92,12 @@ async fn unless(
 }
 
 /// Prepared once on each connection.
-async fn statements(client: &ClientWrapper) -> Result<[Statement; 5], tokio_postgres::Error> {
-    let (usage, audit, history, amend, charge) = futures_util::try_join!(
+async fn statements(client: &ClientWrapper) -> Result<[Statement; 4], tokio_postgres::Error> {
+    let (usage, amend, audit, charge) = futures_util::try_join!(
         client.prepare_cached(USAGE),
-        client.prepare_cached(AUDIT),
-        client.prepare_cached(HISTORY),
         client.prepare_cached(AMEND),
+        client.prepare_cached(CHAIN),
         client.prepare_cached(CHARGE),
     )?;
-    Ok([usage, audit, history, amend, charge])
+    Ok([usage, amend, audit, charge])
 }

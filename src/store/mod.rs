@@ -10,7 +10,8 @@
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
 //! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
 //! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`alerts`] what crossed a threshold;
-//! [`drift`] checks the counters; [`reconcile`] has what invoices are held against; [`migrate`] the schema; [`private`] runs a server of our own where none is configured.
+//! [`drift`] checks the counters, [`chain`] the audit trail; [`reconcile`] has what invoices are held against;
+//! [`migrate`] brings up the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;
 mod instant;
@@ -19,6 +20,7 @@ mod tls;
 
 pub mod alerts;
 pub mod audit;
+pub mod chain;
 pub mod drift;
 pub mod events;
 pub mod explain;

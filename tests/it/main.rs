@@ -5,6 +5,7 @@ mod admin;
 mod alerts;
 mod architecture;
 mod browser;
+mod chain;
 mod config;
 mod demo;
 mod explain;

@@ -11,6 +11,6 @@ mod leases;
 mod listen;
 mod plans;
 mod private;
-mod records;
+pub(crate) mod records;
 mod schema;
 mod tls;

@@ -1,4 +1,4 @@
--- Audit events.
+-- An audit event of a transaction that writes something else: a trigger links it into the chain `database`.
 INSERT INTO audit_events (
     event_id, tenant_id, event_type, category, entity_type, entity_id, action, actor_type, actor_id,
     old_values, new_values, changes_summary, result, error_message, ip_address, user_agent, request_id, "timestamp",

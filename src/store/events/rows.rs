@@ -43,7 +43,7 @@ impl<'a> Batch<'a> {
             amend: Amend::default(),
             charges: Charges::default(),
         };
-        let (mut events, mut amended) = (HashSet::new(), HashSet::new());
+        let (mut events, mut amended, mut audited) = (HashSet::new(), HashSet::new(), HashSet::new());
         for record in records {
             match record {
                 Record::Usage(event) if events.insert(event.event_id) => {
@@ -61,8 +61,8 @@ impl<'a> Batch<'a> {
                         &amendment.charges,
                     );
                 }
-                Record::Audit(event) => batch.audit.push(event),
-                Record::Usage(_) | Record::Amend(_) => {}
+                Record::Audit(event) if audited.insert(event.event_id) => batch.audit.push(event),
+                Record::Usage(_) | Record::Amend(_) | Record::Audit(_) => {}
             }
         }
         batch
@@ -231,8 +231,25 @@ impl<'a> Audit<'a> {
         self.in_history.push(event.in_history);
     }
 
+    /// Into the chain of what SQL inserts.
     pub(super) async fn insert(&self, client: &ClientWrapper, statement: &Statement) -> Result<u64, Error> {
-        let columns: [&(dyn ToSql + Sync); 19] = [
+        client.execute(statement, &self.columns()).await
+    }
+
+    /// Into a chain of this replica, but for those that are there already.
+    pub(super) async fn chain(
+        &self,
+        client: &ClientWrapper,
+        statement: &Statement,
+        replica: Option<&str>,
+    ) -> Result<u64, Error> {
+        let columns = self.columns();
+        let columns: Vec<&(dyn ToSql + Sync)> = columns.into_iter().chain([&replica as _]).collect();
+        client.execute(statement, &columns).await
+    }
+
+    fn columns(&self) -> [&(dyn ToSql + Sync); 19] {
+        [
             &self.id,
             &self.tenant,
             &self.kind,
@@ -252,25 +269,7 @@ impl<'a> Audit<'a> {
             &self.request,
             &self.at,
             &self.in_history,
-        ];
-        client.execute(statement, &columns).await
-    }
-
-    /// Whether none of them is in a history.
-    pub(super) fn has_no_history(&self) -> bool {
-        !self.in_history.contains(&true)
-    }
-
-    /// Tells those that are in a history what was before them.
-    pub(super) async fn tell_old_values(
-        &self,
-        client: &ClientWrapper,
-        statement: &Statement,
-    ) -> Result<u64, Error> {
-        let marked = || self.in_history.iter().enumerate().filter(|(_, marked)| **marked).map(|(at, _)| at);
-        let ids: Vec<Uuid> = marked().map(|at| self.id[at]).collect();
-        let ats: Vec<SystemTime> = marked().map(|at| self.at[at]).collect();
-        client.execute(statement, &[&ids, &ats]).await
+        ]
     }
 }
 

@@ -123,10 +123,7 @@ async fn fault_75_what_a_kill_cuts_off_has_one_row_that_is_charged_the_reservati
     );
     assert!(recorded[2]["replica_id"].is_string(), "{}", recorded[2]);
     assert_eq!(self::outcomes(&database, "tn_full", 1).await, [came_to("refused", 429, 0, "none")]);
-    assert_eq!(
-        self::outcomes(&database, "tn_watched", 1).await,
-        [came_to("crashed", -1, 150, "reserved")]
-    );
+    assert_eq!(self::outcomes(&database, "tn_watched", 1).await, [came_to("crashed", -1, 150, "reserved")]);
     counters_equal_events(&database).await;
     intents(&again, 0.0).await;
     again.signal(Kill::TERM);

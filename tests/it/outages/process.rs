@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use futures_util::future::join_all;
 use rustix::process::Signal as Kill;
 use serde_json::json;
+use tollgate::store::chain::Question;
 
 use super::program::{Program, configure, refused};
 use super::{came_to, core, counters_equal_events, json_rows, rows};
@@ -83,6 +84,13 @@ async fn fault_75_every_answer_seen_whole_before_a_kill_has_its_row_once_afterwa
     counters_equal_events(&database).await;
     again.signal(Kill::TERM);
     assert_eq!(again.ended().await.code(), Some(0));
+    // What it wrote before and after is one chain, or as many as batches were in flight at once.
+    let walked = database.store().verify_audit(&Question::default()).await.unwrap();
+    assert!(walked.is_whole(), "{walked:#?}");
+    let entries: u64 = walked.chains.iter().map(|chain| chain.entries).sum();
+    assert_eq!(entries.to_string(), database.one("SELECT count(*) FROM audit_events"));
+    assert_eq!(database.one("SELECT count(DISTINCT split_part(chain, '/', 1)) FROM audit_events"), "1");
+    assert!(again.logged("the head of an audit chain") > 0, "its end is told for anchoring");
 }
 
 #[tokio::test]

@@ -109,15 +109,16 @@ fn a_history_is_found_by_key_among_many_events_of_its_tenant() {
     for analyze in ["", "ANALYZE audit_events;"] {
         let id = Uuid::now_v7();
         database.rows(analyze);
+        let nothing = "ARRAY[NULL::text]";
         let seen = database.rows(&format!(
             "BEGIN;
-             INSERT INTO audit_events (event_id, tenant_id, event_type, category, entity_type, entity_id, action, actor_type, new_values, in_history, \"timestamp\")
-             VALUES ('{id}', 'tn_h', 'x', 'configuration_change', 'branding', 'e', 'update', 'system', '{{\"color\": 2}}', true, now());
-             SELECT tollgate_tell_old_values(ARRAY['{id}'::uuid], ARRAY[now()]);
+             SELECT tollgate_write_audit('r', ARRAY['{id}'::uuid], ARRAY['tn_h'], ARRAY['x'], ARRAY['configuration_change'],
+                 ARRAY['branding'], ARRAY['e'], ARRAY['update'], ARRAY['system'], {nothing}, {nothing}, ARRAY['{{\"color\": 2}}'],
+                 {nothing}, ARRAY['success'], {nothing}, ARRAY[NULL::inet], {nothing}, {nothing}, ARRAY[now()], ARRAY[true]);
              SELECT sum(seq_tup_read) + sum(coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables WHERE relname LIKE 'audit_events%';
              ROLLBACK"
         ));
-        assert_eq!(seen[0], ["1"], "told one");
+        assert_eq!(seen[0], ["1"], "written");
         let read: u64 = seen[1][0].parse().unwrap();
         assert!(read <= 20, "{analyze}: of 20,000 rows {read} were read for it");
     }
