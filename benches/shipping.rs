@@ -1,7 +1,7 @@
 //! From a full journal to Postgres: events a second, as after an outage.
 //!
 //! `cargo bench --bench shipping -- --exchanges 200000`; each exchange is a usage event charged to four counters, of one of
-//! `--tenants` tenants; with `--audited` it has the two audit events of a chat as well. Postgres runs on the same machine,
+//! `--tenants` tenants, in batches of `--batch`; with `--audited` it has the two audit events of a chat as well. Postgres runs on the same machine,
 //! as the gateway's private one does, and its share of the cores is part of the figure.
 
 use std::sync::Arc;
@@ -23,17 +23,22 @@ use uuid::Uuid;
 struct Options {
     exchanges: u64,
     tenants: u64,
+    /// Records in a batch; 1,000 by default, as `data.journal_batch_records`.
+    batch: usize,
     audited: bool,
 }
 
 fn options() -> anyhow::Result<Options> {
-    let mut options = Options { exchanges: 100_000, tenants: 100, audited: false };
+    let mut options = Options { exchanges: 100_000, tenants: 100, batch: 1000, audited: false };
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(name) = arguments.next() {
-        let mut number = || arguments.next().context("a number is missing")?.parse().context("no number");
+        let mut number = || -> anyhow::Result<u64> {
+            arguments.next().context("a number is missing")?.parse().context("no number")
+        };
         match name.as_str() {
             "--exchanges" => options.exchanges = number()?,
             "--tenants" => options.tenants = number()?,
+            "--batch" => options.batch = usize::try_from(number()?)?,
             "--audited" => options.audited = true,
             _ => bail!("unknown: {name}"),
         }
@@ -102,7 +107,7 @@ async fn measure(options: Options) -> anyhow::Result<()> {
         max_bytes: 16 << 30,
         segment_bytes: 16 << 20,
         fsync_interval: Duration::from_secs(1),
-        batch_records: 500,
+        batch_records: options.batch,
         batch_linger: Duration::from_millis(50),
     };
     let (recorder, journal) = Journal::open(config, Metrics::new())?;
