@@ -17,6 +17,7 @@ mod inherited;
 mod jobs;
 mod leases;
 mod notices;
+mod offline;
 mod overrides;
 mod plan_changes;
 mod policy;
@@ -41,6 +42,9 @@ use self::database::Keeper;
 use self::health::Live;
 pub use self::inherited::Inherited;
 use self::notices::Notices;
+pub use self::offline::{
+    aggregate, migrate, recorded_by_model, replicas, retire, verify_audit, verify_quota, what_if,
+};
 pub use self::what_if::{Refusals, Replayed, WhatIf};
 use crate::admin;
 use crate::meter::Counter;
@@ -49,10 +53,7 @@ use crate::proxy::{Core, Drains, Listener, Proxy};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
-use crate::store::chain::{Question, Walked};
-use crate::store::reconcile::Recorded;
-use crate::store::replicas::{Replica, Retired};
-use crate::store::{self, Drift, PrivatePostgres, Store};
+use crate::store::{PrivatePostgres, Store};
 use crate::telemetry::Metrics;
 use crate::tenant::{Directory, TenantSource};
 
@@ -114,7 +115,7 @@ impl Gateway {
         .map_err(|error| settings.fault("server.admin_listen", bind_fault(settings.admin.listen, &error)))?;
         let admin_address = admin_listener.local_addr()?;
 
-        let (config, private) = database(&settings).await?;
+        let (config, private) = database::configured(&settings).await?;
         let store = Store::new(&config)
             .map_err(|error| settings.fault("database.url", error.to_string()))?
             .with_replica_id(&replica_id);
@@ -291,90 +292,6 @@ impl Gateway {
         }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Brings the schema up, or takes it away, without starting a gateway; says what was done.
-pub async fn migrate(settings: &Settings, down: bool) -> anyhow::Result<String> {
-    with_store(settings, async |store| {
-        if down {
-            store.migrate_down().await?;
-            return Ok("the schema and all that was recorded in it is gone".to_owned());
-        }
-        let migrated = store.migrate().await?;
-        Ok(match migrated.applied.as_slice() {
-            [] => migrated.from.to_string(),
-            applied => format!("the schema is up to date (applied: {})", applied.join(", ")),
-        })
-    })
-    .await
-}
-
-/// One aggregation and retention pass, without starting a gateway; its report as JSON.
-pub async fn aggregate(settings: &Settings) -> anyhow::Result<String> {
-    with_store(settings, async |store| {
-        store.migrate().await?;
-        let report = jobs::pass(store, &Metrics::new()).await.map_err(anyhow::Error::msg)?;
-        Ok(serde_json::Value::Object(report).to_string())
-    })
-    .await
-}
-
-/// The live counters against their events, without starting a gateway.
-pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
-    with_store(settings, async |store| Ok(store.drift(None).await?)).await
-}
-
-/// Recorded calls against the limits of `settings`.
-pub async fn what_if(settings: &Settings, question: &WhatIf) -> anyhow::Result<Replayed> {
-    with_store(settings, async |store| what_if::replay(settings, store, question).await).await
-}
-
-/// What was recorded of each model on `days`, to hold an invoice against.
-pub async fn recorded_by_model(
-    settings: &Settings,
-    days: &[(jiff::Timestamp, jiff::Timestamp)],
-) -> anyhow::Result<Recorded> {
-    with_store(settings, async |store| Ok(store.recorded_by_model(days).await?)).await
-}
-
-/// The chains of audit events, walked without starting a gateway.
-pub async fn verify_audit(settings: &Settings, question: &Question) -> anyhow::Result<Walked> {
-    with_store(settings, async |store| Ok(store.verify_audit(question).await?)).await
-}
-
-/// Every process that shares the database.
-pub async fn replicas(settings: &Settings) -> anyhow::Result<Vec<Replica>> {
-    with_store(settings, async |store| Ok(store.replicas().await?)).await
-}
-
-/// Takes a process for dead.
-pub async fn retire(settings: &Settings, id: &str, force: bool) -> anyhow::Result<Retired> {
-    with_store(settings, async |store| Ok(store.retire(id, force).await?)).await
-}
-
-async fn with_store<T>(
-    settings: &Settings,
-    work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let (config, private) = database(settings).await?;
-    let store = Store::new(&config).map_err(|error| settings.fault("database.url", error.to_string()))?;
-    let done = work(&store).await;
-    store.close();
-    if let Some(private) = private {
-        private.stop().await;
-    }
-    done
-}
-
-/// The database as configured, or one of our own under the data directory.
-async fn database(settings: &Settings) -> anyhow::Result<(store::Config, Option<PrivatePostgres>)> {
-    match &settings.database {
-        Some(config) => Ok((config.clone(), None)),
-        None => {
-            let private = PrivatePostgres::start(&settings.data_dir).await?;
-            Ok((settings.private_database(private.url()), Some(private)))
-        }
     }
 }
 

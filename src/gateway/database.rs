@@ -11,11 +11,22 @@ use super::health::{Database, Live};
 use super::overrides;
 use crate::proxy::Core;
 use crate::quota::{Footing, LeaseSource};
-use crate::settings::OnOutage;
-use crate::store::Store;
+use crate::settings::{OnOutage, Settings};
+use crate::store::{Config, PrivatePostgres, Store};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The database as configured, or one of our own under the data directory.
+pub(super) async fn configured(settings: &Settings) -> anyhow::Result<(Config, Option<PrivatePostgres>)> {
+    match &settings.database {
+        Some(config) => Ok((config.clone(), None)),
+        None => {
+            let private = PrivatePostgres::start(&settings.data_dir).await?;
+            Ok((settings.private_database(private.url()), Some(private)))
+        }
+    }
+}
 
 /// The watcher.
 #[derive(Debug)]

@@ -1,13 +1,12 @@
 //! The body of a refusal for quota in a route's own words: a template, and what it is filled with.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::cut::{escaped, placeholders};
 use crate::model::quota::{Dimension, Standing};
-use crate::model::window::Span;
+use crate::model::window::Window;
 
 /// What a template can hold: each name in braces stands for a value, without quotes of its own.
 const NAMES: [&str; 10] = [
@@ -50,10 +49,7 @@ impl RefusalText {
             return Err(format!("holds {{{name}}}, which stands for nothing: there are {names}"));
         }
         let template = Self(text.trim().to_owned());
-        let now = Timestamp::UNIX_EPOCH;
-        let end =
-            now.saturating_add(jiff::SignedDuration::try_from(Duration::from_secs(60)).unwrap_or_default());
-        let span = Span { start: now, end: end.unwrap_or(now) };
+        let span = Window::Minute.span(&TimeZone::UTC, Timestamp::UNIX_EPOCH);
         let standing =
             Standing { dimension: Dimension::STANDARD[0], limit: Some(10), used: 3, span, soft: false };
         let sample = RefusalFacts {
@@ -106,6 +102,7 @@ impl RefusalText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::window::Span;
 
     #[test]
     fn a_template_is_json_whatever_it_is_filled_with() {

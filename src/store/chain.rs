@@ -17,8 +17,8 @@ use super::pool::{Store, StoreError};
 
 const WALK: &str = include_str!("chain/walk.sql");
 
-/// One snapshot, and indexes whatever the planner knows of the table (at a cost that would make it compile the plan). The lock first: a partition that is dropped between
-/// snapshot and lock would leave a gap.
+/// One snapshot, and indexes whatever the planner knows of the table (at a cost that would make it compile the plan). The
+/// lock first: a partition that is dropped between snapshot and lock would leave a gap.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; LOCK TABLE audit_events IN ACCESS SHARE MODE; \
      SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL jit = off";
 

@@ -8,7 +8,7 @@
 //!    `migrations/0008_audit_chain.sql`.
 //! 4. Counters are raised last, in key order: their rows are locked for the length of a COMMIT only, and two
 //!    replicas lock them in the same order, so they never deadlock.
-//! 5. No record poisons a batch by its size or its text: see `rows`. One that Postgres refuses all the same is told
+//! 5. No record poisons a batch by its size or its text: see `fitting`. One that Postgres refuses all the same is told
 //!    apart from a database in trouble: see `verdict`.
 //!
 //! One round trip: BEGIN, the statements and COMMIT are sent together. What a later statement must know of an
@@ -17,6 +17,7 @@
 //! they see one snapshot, so an amendment would miss its event when that is being committed on another connection.
 
 mod charged;
+mod fitting;
 mod rows;
 mod verdict;
 

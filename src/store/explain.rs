@@ -1,7 +1,7 @@
 //! What the database knows of one tenant's quotas: counters, who holds which lease, and whom it refused lately.
 //!
 //! One snapshot, three statements, each by an index that begins with the tenant. Refusals are looked for among the
-//! latest calls only: [`LOOKED_AT`] of them, and no further back than [`LOOKED_BACK_DAYS`], so that a tenant with millions
+//! latest calls only: `LOOKED_AT` of them, and no further back than `LOOKED_BACK_DAYS`, so that a tenant with millions
 //! of calls and no refusal costs no more than that.
 
 use std::time::SystemTime;
@@ -17,13 +17,13 @@ use crate::model::tenant::TenantId;
 const REFUSED: &str = include_str!("explain/refusals.sql");
 
 /// Refusals that are told.
-pub const REFUSALS: i64 = 10;
+const REFUSALS: i64 = 10;
 
 /// The latest calls that are looked at for them.
-pub const LOOKED_AT: i64 = 10_000;
+const LOOKED_AT: i64 = 10_000;
 
 /// Nor are older ones looked at.
-pub const LOOKED_BACK_DAYS: i64 = 7;
+const LOOKED_BACK_DAYS: i64 = 7;
 
 /// What the database knows of a tenant.
 #[derive(Clone, Debug, Default)]
