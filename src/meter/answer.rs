@@ -82,8 +82,19 @@ struct Reader {
     trouble: Option<Trouble>,
     line: LineKind,
     unwrapper: Unwrapper,
+    /// How many bytes of [`DONE`] the document at hand is, as long as it is nothing else.
+    done: Option<usize>,
     /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
     over: bool,
+}
+
+/// What ends OpenAI's streams, and those of everybody who took after it.
+const DONE: &[u8] = b"[DONE]";
+
+/// How many bytes of [`DONE`] a document is with these `bytes`, after `at` of them; white space may follow.
+fn done(at: usize, bytes: &[u8]) -> Option<usize> {
+    let (start, rest) = bytes.split_at(bytes.len().min(DONE.len() - at));
+    (DONE[at..].starts_with(start) && rest.trim_ascii().is_empty()).then_some(at + start.len())
 }
 
 /// What a line of the AI SDK's data stream, or a binary message, holds.
@@ -117,6 +128,7 @@ impl Answer {
             trouble: None,
             line: LineKind::Document,
             unwrapper: Unwrapper::default(),
+            done: Some(0),
             over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
@@ -161,6 +173,10 @@ impl Answer {
 
     pub(super) fn reported(&self) -> bool {
         self.reader.capture.reported()
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.is_stream() && self.reader.capture.ended()
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
@@ -340,7 +356,10 @@ impl Documents for Reader {
     #[inline]
     fn data(&mut self, bytes: &[u8]) {
         match self.line {
-            LineKind::Document => self.document(bytes),
+            LineKind::Document => {
+                self.done = self.done.and_then(|at| done(at, bytes));
+                self.document(bytes);
+            }
             LineKind::Text => {
                 let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
                 self.skimmer.feed(bytes, &self.format.string, &mut ruled);
@@ -363,6 +382,10 @@ impl Documents for Reader {
         let whole = self.over || self.skimmer.done() || self.skimmer.untouched();
         if self.skimmer.gave_up() || !whole {
             self.capture.roll_back();
+        }
+        let empty = self.skimmer.untouched() && name.is_empty();
+        if self.done.replace(0) == Some(DONE.len()) || name == b"end" || (empty && self.capture.ended()) {
+            self.capture.end();
         }
         self.capture.commit(&self.format);
         self.skimmer.reset();

@@ -42,6 +42,7 @@ fn chat_service() -> FormatConfig {
         merge: Merge::Sum,
         messages: list(&["/reply", "/query", "/final", "/batch/*"]),
         error: list(&["/error"]),
+        end: list(&["/done"]),
         text: list(&["/reply", "/token", "/batch/*/reply"]),
         final_text: list(&["/final"]),
         request: RequestConfig {

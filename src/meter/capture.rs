@@ -33,6 +33,8 @@ struct Document {
     /// The stream says that it failed, whatever else it says.
     failed: bool,
     failed_by_name: bool,
+    /// It says that it is the stream's last.
+    ended: bool,
     /// It has a piece of text, if only an empty one.
     has_text: bool,
     begin: Mark,
@@ -49,6 +51,7 @@ impl Document {
         self.error = false;
         self.failed = false;
         self.failed_by_name = false;
+        self.ended = false;
         self.has_text = false;
         self.final_text = None;
     }
@@ -83,6 +86,8 @@ pub(super) struct Capture {
     reported: bool,
     /// The last document had a piece of text.
     last_had_text: bool,
+    /// The last document said that it is the stream's last.
+    ended: bool,
 }
 
 /// A sink that knows the rules.
@@ -108,6 +113,7 @@ impl Capture {
             text_limit,
             reported: false,
             last_had_text: false,
+            ended: false,
         }
     }
 
@@ -120,6 +126,11 @@ impl Capture {
     /// Whether all tokens are known from what the answer reported so far.
     pub(super) fn reported(&self) -> bool {
         self.reported
+    }
+
+    /// Whether the last document said that it is the stream's last.
+    pub(super) fn ended(&self) -> bool {
+        self.ended
     }
 
     /// The tokens up to here, if the last document was one of text and more of it may come: a document that only
@@ -149,6 +160,11 @@ impl Capture {
     /// An event whose name says that the stream failed.
     pub(super) fn fail(&mut self) {
         self.document.failed_by_name = true;
+    }
+
+    /// The document at hand is one that ends a stream, by its form alone.
+    pub(super) fn end(&mut self) {
+        self.document.ended = true;
     }
 
     /// Forgets the document at hand, but for the name of its event.
@@ -184,6 +200,7 @@ impl Capture {
             self.count(format);
         }
         self.last_had_text = self.document.has_text;
+        self.ended = self.document.ended;
         self.document.clear();
         self.document.begin = self.text.mark();
     }
@@ -239,6 +256,7 @@ impl Capture {
             results: self.results,
             failed: self.failed,
             any_error: self.any_error,
+            ended: self.ended,
             text,
         }
     }
@@ -267,6 +285,8 @@ pub(super) struct Learnt {
     pub(super) failed: bool,
     /// Something says that something failed, one message of several perhaps.
     pub(super) any_error: bool,
+    /// The last document said that nothing follows.
+    pub(super) ended: bool,
     pub(super) text: Text,
 }
 
@@ -354,9 +374,10 @@ impl Sink for Ruled<'_> {
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= value.is_none_or(|value| !value.is_empty()),
                 Action::ErrorWhen(names) => {
-                    let is_one = |name: &String| Some(name.as_bytes()) == value;
-                    self.capture.document.failed |= names.iter().any(is_one);
+                    self.capture.document.failed |= is_one(names, value);
                 }
+                Action::End => self.capture.document.ended |= value.is_none_or(|value| !value.is_empty()),
+                Action::EndWhen(names) => self.capture.document.ended |= is_one(names, value),
                 _ => {}
             }
         }
@@ -375,6 +396,7 @@ impl Sink for Ruled<'_> {
                 Action::Message if !null => self.message(node),
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
+                Action::End => self.capture.document.ended |= !null && raw != Some(b"false"),
                 _ => {}
             }
         }
@@ -387,6 +409,7 @@ impl Sink for Ruled<'_> {
                 Action::Results => self.results(0),
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error = true,
+                Action::End => self.capture.document.ended = true,
                 _ => {}
             }
         }
@@ -414,6 +437,10 @@ impl Sink for Ruled<'_> {
         if below.clone().any(|node| self.format.answer.tree.actions(node).iter().any(counts)) {
             document.results = None;
         }
+        let ends = |action: &Action| matches!(action, Action::End | Action::EndWhen(_));
+        if below.clone().any(|node| self.format.answer.tree.actions(node).iter().any(ends)) {
+            document.ended = false;
+        }
         if let Some((_, mark)) = document.marks.iter().find(|(at, _)| *at == node) {
             self.capture.text.go_back(*mark);
             document.final_text = None;
@@ -425,4 +452,8 @@ impl Ruled<'_> {
     fn is_final(&self, node: NodeId) -> bool {
         self.format.answer.tree.actions(node).iter().any(|action| matches!(action, Action::FinalText))
     }
+}
+
+fn is_one(names: &[String], value: Option<&[u8]>) -> bool {
+    names.iter().any(|name| Some(name.as_bytes()) == value)
 }

@@ -52,6 +52,11 @@ pub struct FormatConfig {
     pub error: Vec<String>,
     /// Pointers to a name, with those names that mean that something went wrong.
     pub error_when: BTreeMap<String, Vec<String>>,
+    /// What is set (not null, false or empty) in a stream's last event: a client that leaves after it has seen the
+    /// whole answer. `data: [DONE]` is one in every format, and so is one named `end`. Where another event follows it was not the last.
+    pub end: Vec<String>,
+    /// Pointers to a name, with those names that a stream's last event has, likewise.
+    pub end_when: BTreeMap<String, Vec<String>>,
     /// Text of the answer; in a stream, the next piece of it.
     pub text: Vec<String>,
     /// The whole text once more, at a stream's end: replaces the pieces.
@@ -83,6 +88,8 @@ impl Default for FormatConfig {
             results: Vec::new(),
             error: Vec::new(),
             error_when: BTreeMap::new(),
+            end: Vec::new(),
+            end_when: BTreeMap::new(),
             text: Vec::new(),
             final_text: Vec::new(),
             counting: Counting::Model,
@@ -138,6 +145,8 @@ pub(super) enum Action {
     Result,
     Error,
     ErrorWhen(Arc<[String]>),
+    End,
+    EndWhen(Arc<[String]>),
     Text,
     FinalText,
 }
@@ -145,8 +154,10 @@ pub(super) enum Action {
 fn wants(action: &Action) -> u8 {
     match action {
         Action::Text | Action::FinalText => want::TEXT,
-        Action::Count { .. } | Action::Model { .. } | Action::ErrorWhen(_) => want::SCALAR,
-        Action::Error | Action::Message | Action::Result => want::SCALAR | want::CONTAINER,
+        Action::Count { .. } | Action::Model { .. } | Action::ErrorWhen(_) | Action::EndWhen(_) => {
+            want::SCALAR
+        }
+        Action::Error | Action::End | Action::Message | Action::Result => want::SCALAR | want::CONTAINER,
         Action::Results => want::CONTAINER,
     }
 }
@@ -228,6 +239,9 @@ impl FormatConfig {
         for (pointer, names) in &self.error_when {
             into.push((tokens("error_when", pointer)?, Action::ErrorWhen(names.clone().into())));
         }
+        for (pointer, names) in &self.end_when {
+            into.push((tokens("end_when", pointer)?, Action::EndWhen(names.clone().into())));
+        }
         for pointer in &self.results {
             let result = tokens("results", pointer)?;
             let [array @ .., star] = &result[..] else { continue };
@@ -240,6 +254,7 @@ impl FormatConfig {
         for (key, action, pointers) in [
             ("messages", Action::Message, &self.messages),
             ("error", Action::Error, &self.error),
+            ("end", Action::End, &self.end),
             ("text", Action::Text, &self.text),
             ("final_text", Action::FinalText, &self.final_text),
         ] {
@@ -342,13 +357,14 @@ fn unite(answer: &mut Pointers<Action>) {
     let mut seen = BTreeSet::new();
     answer.retain(|(tokens, action)| {
         let kind = match action {
-            Action::Count { .. } | Action::ErrorWhen(_) => return true,
+            Action::Count { .. } | Action::ErrorWhen(_) | Action::EndWhen(_) => return true,
             Action::Text | Action::FinalText => "text",
             Action::Model { .. } => "model",
             Action::Message => "message",
             Action::Results => "results",
             Action::Result => "result",
             Action::Error => "error",
+            Action::End => "end",
         };
         seen.insert((tokens.clone(), kind))
     });

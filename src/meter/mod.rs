@@ -110,6 +110,8 @@ pub struct Reading {
     pub flag: Option<&'static str>,
     /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
     pub streamed: bool,
+    /// It was a stream, and its last event said that nothing follows: who has seen it has seen the whole answer.
+    pub ended: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
 }
@@ -143,6 +145,11 @@ impl Meter {
     /// Whether what was seen so far reports all tokens, so that nothing needs counting.
     pub fn reported(&self) -> bool {
         !self.error_status && self.body.answer().is_some_and(Answer::reported)
+    }
+
+    /// Whether the stream's last event is here: see [`Reading::ended`].
+    pub fn ended(&self) -> bool {
+        self.body.answer().is_some_and(Answer::ended)
     }
 
     /// How a stream that can be looked into as it comes (not compressed) is cut into events. `None` is no such stream,
@@ -192,6 +199,7 @@ impl Meter {
             gleaned,
             flag: trouble.map(Trouble::as_str),
             streamed,
+            ended: streamed && learnt.ended,
             error_event: streamed && learnt.failed,
         }
     }

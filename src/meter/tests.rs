@@ -9,6 +9,7 @@ use super::*;
 
 mod chat_service;
 mod classes;
+mod endings;
 mod formats;
 mod requests;
 mod splits;

@@ -90,6 +90,7 @@ impl Settlement {
             status: None,
             streamed: false,
             limit: None,
+            left_early: false,
             read_on: false,
             reservation: None,
             lease_run: 0,
@@ -238,9 +239,18 @@ impl Settlement {
         Some((&open.core, open.route.config.drain?))
     }
 
-    /// The client has left, and what it left is read on.
+    /// Whether the answer has come to its own end, and only that of its body is missing.
+    pub(crate) fn ended(&self) -> bool {
+        let meter = self.open.as_ref().and_then(|open| open.meter.as_ref());
+        meter.is_some_and(Meter::ended)
+    }
+
+    /// The client has left before the answer's end, and what it left is read on.
     pub(crate) fn left(&mut self) {
         self.outcome = Some(Outcome::ClientAborted);
+        if let Some(open) = self.open.as_mut() {
+            open.left_early = true;
+        }
     }
 
     /// Ends an exchange whose client has left. Nobody waits for it, so its count is waited for, however long it takes.

@@ -43,7 +43,9 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let messages = pointers(&table, "messages");
     let results = pointers(&table, "results");
     let error = pointers(&table, "error");
-    let error_when = error_when(&table);
+    let error_when = names_at(&table, "error_when");
+    let end = pointers(&table, "end");
+    let end_when = names_at(&table, "end_when");
     let text = pointers(&table, "text");
     let final_text = pointers(&table, "final_text");
     let counting = choice(&table, "counting", default.counting, &COUNTINGS);
@@ -67,6 +69,8 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         results: results?,
         error: error?,
         error_when: error_when?,
+        end: end?,
+        end_when: end_when?,
         text: text?,
         final_text: final_text?,
         counting: counting?,
@@ -112,8 +116,9 @@ fn choice<T: Copy>(table: &Table<'_>, key: &str, default: T, choices: &[(&str, T
     table.optional(key).map_or(Some(default), |slot| slot.choice(choices))
 }
 
-fn error_when(table: &Table<'_>) -> Option<BTreeMap<String, Vec<String>>> {
-    let Some(slot) = table.optional("error_when") else { return Some(BTreeMap::new()) };
+/// Names by the pointers to where they stand.
+fn names_at(table: &Table<'_>, key: &str) -> Option<BTreeMap<String, Vec<String>>> {
+    let Some(slot) = table.optional(key) else { return Some(BTreeMap::new()) };
     let pairs = slot.table()?.named();
     let pairs = all(pairs
         .iter()

@@ -60,6 +60,7 @@ pub(super) fn dify() -> FormatConfig {
         output: list(&["/metadata/usage/completion_tokens"]),
         total: list(&["/metadata/usage/total_tokens", "/data/total_tokens"]),
         error_when: when("/event", &["error"]),
+        end_when: when("/event", &["message_end", "workflow_finished"]),
         text: list(&["/answer", "/data/text"]),
         request: RequestConfig { text: list(&["/query"]), ..RequestConfig::default() },
         ..FormatConfig::default()

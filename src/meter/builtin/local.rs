@@ -11,6 +11,7 @@ pub(super) fn ollama() -> FormatConfig {
         output: list(&["/eval_count"]),
         model: list(&["/model"]),
         error: list(&["/error"]),
+        end: list(&["/done"]),
         text: list(&["/message/content", "/message/thinking", "/response", "/thinking"]),
         request: RequestConfig {
             embeddings: list(&["/input"]),
@@ -30,6 +31,7 @@ pub(super) fn llama_cpp() -> FormatConfig {
         cached_input: list(&["/timings/cache_n"]),
         model: list(&["/model"]),
         error: list(&["/error"]),
+        end: list(&["/stop"]),
         text: list(&["/content"]),
         request: RequestConfig { text: list(&["/prompt"]), ..RequestConfig::default() },
         ..FormatConfig::default()

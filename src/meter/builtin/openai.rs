@@ -80,6 +80,7 @@ pub(super) fn openai_responses() -> FormatConfig {
         model: list(&["/response/model", "/model"]),
         error: list(&["/response/error", "/error"]),
         error_when: when("/type", &["error", "response.failed"]),
+        end_when: when("/type", &["response.completed", "response.incomplete", "response.failed"]),
         text: list(&[
             "/delta",
             "/output/*/content/*/text",

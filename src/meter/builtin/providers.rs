@@ -21,6 +21,7 @@ pub(super) fn anthropic() -> FormatConfig {
         model: list(&["/message/model", "/model"]),
         error: list(&["/error"]),
         error_when: when("/type", &["error"]),
+        end_when: when("/type", &["message_stop"]),
         text: list(&[
             "/content/*/text",
             "/content/*/thinking",
@@ -101,6 +102,10 @@ pub(super) fn cohere() -> FormatConfig {
         text: list(&["/text", "/message/content/*/text", "/delta/message/content/text"]),
         final_text: list(&["/response/text"]),
         error_when: when("/delta/finish_reason", &["ERROR", "ERROR_TOXIC", "ERROR_LIMIT"]),
+        end_when: [when("/type", &["message-end"]), when("/event_type", &["stream-end"])]
+            .into_iter()
+            .flatten()
+            .collect(),
         request: RequestConfig {
             text: list(&["/message", "/preamble", "/messages/*/content", "/texts/*"]),
             embeddings: list(&["/texts"]),

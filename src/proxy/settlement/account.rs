@@ -80,6 +80,8 @@ pub(super) struct Open {
     pub(super) limit: Option<Limit>,
     /// The client had left, and the answer was read to its end all the same.
     pub(super) read_on: bool,
+    /// The client left before the answer came to its own end, and what it left is read on.
+    pub(super) left_early: bool,
     pub(super) reservation: Option<Reservation>,
     /// The run whose leases pay for it: see [`Enforcer::run`](crate::quota::Enforcer::run).
     pub(super) lease_run: u64,

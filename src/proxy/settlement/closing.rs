@@ -25,6 +25,10 @@ impl Open {
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
         self.streamed = reading.streamed;
+        // The answer was over, but for the end of its body: OpenAI's own clients hang up on `[DONE]`.
+        if outcome == Outcome::ClientAborted && reading.ended && !self.left_early {
+            outcome = Outcome::Completed;
+        }
         // Where the status itself is an error's, the exchange came to its end all the same.
         let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
         if outcome == Outcome::Completed && hidden {

@@ -109,6 +109,52 @@ async fn fault_55_a_client_that_leaves_mid_stream_lets_the_upstream_go_and_pays_
 }
 
 #[tokio::test]
+async fn who_hangs_up_on_the_last_event_has_seen_the_whole_answer_and_pays_for_no_more() {
+    const ENDINGS: [&str; 3] = [
+        "data: {\"done\":true,\"final\":\"Hello\"}\n\n",
+        // Without its empty line: some clients look at lines.
+        "data: {\"token\":\"Hello\"}\n\ndata: [DONE]\n",
+        "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+    ];
+    let drains = "[{ path = \"/api/widget/chat\", methods = [\"POST\"], event = \"chat_message\", \
+                  on_client_gone = \"drain\" }]";
+    for (routes, endings) in [(None, &ENDINGS[..]), (Some(drains), &ENDINGS[..1])] {
+        for ending in endings {
+            let gone = Signal::new();
+            let told = gone.clone();
+            let settings: Vec<_> = routes.map(|routes| ("routes", routes)).into_iter().collect();
+            let setup = Setup::with(&settings, move || {
+                answer(200)
+                    .events([&json!({"token": "Hello", "partial": "Hello"})])
+                    .chunks([ending.as_bytes()])
+                    .then(Step::UntilPeerGone(told.clone()))
+                    .unended()
+            })
+            .await;
+            let mut client = setup.gateway.connect().await;
+            client.send(chat("tn_leaves", "hi")).await;
+            client.read_head().await;
+            let mut seen = Vec::new();
+            while !seen.ends_with(ending.as_bytes()) {
+                let Data::Bytes(bytes) = client.read_data().await else { panic!("{ending}") };
+                seen.extend_from_slice(&bytes);
+            }
+            client.reset();
+            within("the upstream is let go", gone.wait()).await;
+            let row = setup.row("tn_leaves").await;
+            let fact = |name: &str| row[name].clone();
+            assert_eq!(
+                (fact("outcome"), fact("token_source")),
+                (json!("completed"), json!("counted")),
+                "{ending}"
+            );
+            assert!(row["tokens_consumed"].as_u64().is_some_and(|tokens| (2..=5).contains(&tokens)), "{row}");
+            setup.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn fault_56_two_hundred_that_leave_at_once_leave_nothing_behind() {
     let setup = Setup::with(&[UNLIMITED], || vec![Step::UntilPeerGone(Signal::new())]).await;
     let mut clients = Vec::new();
