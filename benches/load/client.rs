@@ -79,6 +79,11 @@ impl Load {
         self.shared.done.get()
     }
 
+    /// The latencies since the measurement began, in microseconds.
+    pub(crate) fn latencies(&self) -> Vec<u32> {
+        self.shared.latencies.borrow().clone()
+    }
+
     /// Since the measurement began.
     pub(crate) fn elapsed(&self) -> Duration {
         self.began.get().elapsed()

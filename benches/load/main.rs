@@ -6,8 +6,10 @@
 //!
 //! `make bench-load`, or `cargo bench --bench load -- --seconds 5 --rounds 3 --connections 64 --streams 200`;
 //! `--only nginx` leaves Tollgate out. `--rates 100,1000,10000` measures something else: what Postgres is asked at each
-//! rate of requests, over 100 tenants. `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
+//! rate of requests, over 100 tenants; `--catch-up 1000000` how much slower answers are while so many events are shipped,
+//! at the first of `--rates` (1,000 a second). `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
 
+mod catch_up;
 mod client;
 mod report;
 mod statements;
@@ -42,6 +44,8 @@ struct Options {
     with_tollgate: bool,
     /// Requests a second, to count statements at; none: the load run.
     rates: Vec<u32>,
+    /// Events in the journal to catch up with.
+    catch_up: Option<u64>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -70,6 +74,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         streams: 200,
         with_tollgate: true,
         rates: Vec::new(),
+        catch_up: None,
     };
     let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
     while let Some(name) = rest.next() {
@@ -80,6 +85,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--connections" => options.connections = value.parse()?,
             "--streams" => options.streams = value.parse()?,
             "--rates" => options.rates = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            "--catch-up" => options.catch_up = Some(value.parse()?),
             "--only" if value == "nginx" => options.with_tollgate = false,
             _ => bail!("unknown: {name} {value}"),
         }
@@ -92,7 +98,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let scratch = target::scratch()?;
     // A child of this process, and so on its core.
     let postgres = PrivatePostgres::start(&scratch.path().join("postgres")).await?;
-    let outcome = if options.rates.is_empty() {
+    let outcome = if let Some(events) = options.catch_up {
+        Box::pin(catch_up::run(&options, events, upstream.address, scratch.path(), &postgres.url())).await
+    } else if options.rates.is_empty() {
         Box::pin(with_postgres(&options, &upstream, scratch.path(), &postgres.url())).await
     } else {
         Box::pin(statements::run(&options, upstream.address, scratch.path(), &postgres.url())).await

@@ -96,7 +96,8 @@ async fn counts(admin: SocketAddr, store: &Store) -> anyhow::Result<Counts> {
     Ok(Counts { at: Instant::now(), rounds, asks, transactions: transactions as f64 })
 }
 
-async fn metrics(admin: SocketAddr) -> anyhow::Result<String> {
+/// What `/metrics` says.
+pub(crate) async fn metrics(admin: SocketAddr) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(admin).await?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: load.example\r\nconnection: close\r\n\r\n").await?;
     let mut page = Vec::new();

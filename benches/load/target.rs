@@ -205,6 +205,7 @@ pool_idle = 512
 
 [data]
 dir = {data:?}
+journal_max_bytes = "16GiB"
 
 # Limits that no tenant reaches, so that each call takes the whole way.
 [tenant]

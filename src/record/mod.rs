@@ -35,6 +35,7 @@ mod intents;
 mod journal;
 mod log;
 mod outlet;
+mod pacing;
 mod parts;
 mod position;
 mod recorder;

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
@@ -23,10 +23,11 @@ use crate::model::event::Record;
 
 use super::alarm::Alarm;
 use super::outlet::{Batch, Outlet};
+use super::pacing::Pace;
 use super::recorder::lock;
 use super::sink::{EventSink, SinkError};
 
-/// Batches in flight at once. Two keep one connection's round trip and one commit overlapped; more than a few only
+/// Batches in flight at once, at most. Two keep one connection's round trip and one commit overlapped; more than a few only
 /// fill the pool that live queries share.
 const IN_FLIGHT: usize = 4;
 /// The first and the longest wait before a batch is tried again.
@@ -53,6 +54,7 @@ pub(super) async fn ship(
     let mut over = pin!(over);
     let mut gathering = pin!(gather(outlet, &stop));
     let mut exhausted = false;
+    let mut pace = Pace::new(IN_FLIGHT);
     loop {
         if flights.is_empty()
             && let Some(batch) = waiting.take()
@@ -62,7 +64,10 @@ pub(super) async fn ship(
         if exhausted && flights.is_empty() {
             break;
         }
-        let room = flights.len() < IN_FLIGHT && waiting.is_none() && !exhausted;
+        let (recorded, behind) = outlet.parts.log.with(|state| (state.last_seq, state.behind()));
+        let paced = pace.flights(Instant::now(), recorded, behind);
+        let most = if stop.is_cancelled() { IN_FLIGHT } else { paced };
+        let room = flights.len() < most && waiting.is_none() && !exhausted;
         tokio::select! {
             biased;
             Some(()) = flights.next(), if !flights.is_empty() => {
