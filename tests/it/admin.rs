@@ -65,6 +65,31 @@ async fn a_tenants_usage_is_exact_to_the_last_digit() {
 }
 
 #[tokio::test]
+async fn a_tenants_recent_events_are_its_last_ones_however_long_ago_the_latest_first() {
+    let db = postgres::shared().migrated();
+    let desk = Setup::new(db.url()).open().await;
+    let days = [0, 3, 20, 400, 1, 8, 6, 30];
+    for (number, ago) in (0..60).zip(days.iter().cycle()) {
+        desk.sql(&format!(
+            "INSERT INTO tenant_usage_realtime (event_id, tenant_id, event_type, event_timestamp, request_id)
+             VALUES (gen_random_uuid(), 'tn_one', 'api_call', now() - interval '{ago} days {number} seconds', '{ago}')"
+        ))
+        .await;
+    }
+    let events = desk.get("/api/admin/usage?tenantId=tn_one").await.json()["recentEvents"].clone();
+    let seen: Vec<i64> = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["request_id"].as_str().unwrap().parse().unwrap())
+        .collect();
+    let mut all: Vec<i64> = (0..60).zip(days.iter().cycle()).map(|(_, ago)| *ago).collect();
+    all.sort_unstable();
+    assert_eq!(seen, all[..50]);
+    desk.close().await;
+}
+
+#[tokio::test]
 async fn usage_rows_have_the_columns_of_the_table_and_a_metric_chooses_among_them() {
     let db = postgres::shared().migrated();
     let desk = Setup::new(db.url()).open().await;

@@ -115,6 +115,16 @@ fn a_tenants_last_refusals_are_found_by_index_in_the_days_that_are_looked_at() {
 }
 
 #[test]
+fn a_tenants_recent_events_are_found_by_index_in_the_partitions_of_the_last_days() {
+    let recent = with(include_str!("../../../src/store/usage/recent.sql"), &["'tn_3'", "50"]);
+    let plan = plan(&FILLED, &format!("SELECT event_timestamp, request_id {recent}"));
+    let empty = |line: &str| !line.contains("Seq Scan") || line.contains("rows=0");
+    assert!(plan.contains("Subplans Removed") && plan.lines().all(empty), "{plan}");
+    let days = plan.matches("tenant_id_event_timestamp_idx").count();
+    assert!((7..=9).contains(&days), "{days} days: {plan}");
+}
+
+#[test]
 fn recorded_calls_are_replayed_in_the_order_of_the_index() {
     let calls = include_str!("../../../src/store/replay.sql");
     for tenant in ["NULL", "'tn_3'"] {
