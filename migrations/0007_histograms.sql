@@ -60,23 +60,24 @@ $$;
 
 -- The latencies, in ms, that parts (0 to 1) of the calls in a histogram do not exceed: as percentile_disc has them, but
 -- each is the middle of its bucket, which is off by at most 0.5 % and the rounding to a whole ms. NULL of an empty
--- histogram. Histograms are merged by adding the counts of the same bucket.
-CREATE OR REPLACE FUNCTION tollgate_percentiles(buckets SMALLINT[], counts BIGINT[], parts NUMERIC[])
+-- histogram. Histograms are merged by adding the counts of the same bucket. `total` is the sum of the counts, for who has it
+-- at hand: adding up took half the time.
+DROP FUNCTION IF EXISTS tollgate_percentiles(SMALLINT[], BIGINT[], NUMERIC[]);
+CREATE OR REPLACE FUNCTION tollgate_percentiles(buckets SMALLINT[], counts BIGINT[], parts NUMERIC[], total BIGINT DEFAULT NULL)
 RETURNS INTEGER[]
 LANGUAGE plpgsql
 IMMUTABLE
 AS $$
 DECLARE
     found  INTEGER[] := '{}';
-    total  BIGINT := 0;
     place  BIGINT;
     passed BIGINT := 0;
     at     INTEGER := 0;
 BEGIN
-    FOR bucket IN 1 .. coalesce(array_length(counts, 1), 0) LOOP
-        total := total + counts[bucket];
-    END LOOP;
-    IF total = 0 THEN
+    IF total IS NULL THEN
+        total := (SELECT sum(c) FROM unnest(counts) c);
+    END IF;
+    IF coalesce(total, 0) = 0 THEN
         RETURN NULL;
     END IF;
     FOR part IN 1 .. array_length(parts, 1) LOOP
@@ -234,7 +235,7 @@ BEGIN
         GROUP BY 1, 2
     ), histograms AS (
         -- In the order of the subquery: an ORDER BY in each aggregate would sort twice.
-        SELECT n, array_agg(bucket) AS buckets, array_agg(calls) AS counts
+        SELECT n, array_agg(bucket) AS buckets, array_agg(calls) AS counts, sum(calls)::bigint AS calls
         FROM (SELECT * FROM buckets ORDER BY n, bucket) b
         GROUP BY n
     ), sessions AS (
@@ -270,7 +271,7 @@ BEGIN
     -- Where more than a tenth of the calls come from rows without a histogram, the rest does not speak for them.
     CROSS JOIN LATERAL (
         SELECT CASE WHEN s.unmeasured * 10 <= s.total
-            THEN tollgate_percentiles(h.buckets, h.counts, ARRAY[0.5, 0.95, 0.99]) END AS at
+            THEN tollgate_percentiles(h.buckets, h.counts, ARRAY[0.5, 0.95, 0.99], h.calls) END AS at
         OFFSET 0
     ) latency
     LEFT JOIN LATERAL (
@@ -382,7 +383,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tollgate_percentiles(SMALLINT[], BIGINT[], NUMERIC[]) IS 'Percentiles, in ms, of a histogram of tenant_usage_metrics';
+COMMENT ON FUNCTION tollgate_percentiles(SMALLINT[], BIGINT[], NUMERIC[], BIGINT) IS 'Percentiles, in ms, of a histogram of tenant_usage_metrics';
 COMMENT ON FUNCTION aggregate_usage_metrics() IS 'Brings tenant_usage_metrics and tenant_model_usage up to date; safe to run at any time';
 
 INSERT INTO tollgate_schema (version, name) VALUES (7, 'histograms') ON CONFLICT DO NOTHING;
