@@ -1,5 +1,7 @@
 //! Leases, joined to their database, their disk and their journal.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,18 +87,33 @@ fn next_run(file: &PathBuf) -> Result<u64, String> {
         Ok(text) => text.trim().parse().map_err(|_| {
             format!("{} holds no number: write a larger one than any that was in it", file.display())
         })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0u64,
+        Err(error) if error.kind() == ErrorKind::NotFound => 0u64,
         Err(error) => return Err(failed(error)),
     };
     let next = last.saturating_add(1);
+    let digits = next.to_string();
     // Written beside and renamed, so that a crash leaves the old number or the new one.
     let fresh = file.with_extension("new");
     let write = || {
-        std::fs::write(&fresh, next.to_string())?;
+        std::fs::write(&fresh, &digits)?;
         std::fs::File::open(&fresh)?.sync_all()?;
         std::fs::rename(&fresh, file)
     };
-    write().map_err(failed)?;
+    // A full disk has no room for another file, and is no reason not to start. These digits are as many or more, and all
+    // in one sector: a crash leaves the old number or the new one here, too.
+    let overwrite = || {
+        let file = std::fs::OpenOptions::new().write(true).open(file)?;
+        file.write_all_at(digits.as_bytes(), 0)?;
+        file.sync_all()
+    };
+    let written = match write() {
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            let _ = std::fs::remove_file(&fresh);
+            overwrite().map_err(|_| error)
+        }
+        written => written,
+    };
+    written.map_err(failed)?;
     Ok(next)
 }
 

@@ -47,6 +47,9 @@ pub(super) struct Appender {
     intents: Intents,
     /// What was taken over earlier waits in memory, so no mark would be true.
     pub(super) behind: bool,
+    /// The last event that could not be written, of an exchange whose intent is in a segment: until the sink has it, the
+    /// intent is all that a crash would leave of it.
+    held_until: u64,
 }
 
 /// What an append says of exchanges, and how many bytes the intents among it have.
@@ -72,7 +75,14 @@ impl Exchanges {
 impl Appender {
     pub(super) fn new(parts: Arc<Parts>, next_number: u64) -> Self {
         let most_bytes = usize::try_from(parts.config.segment_bytes / INTENTS_PART).unwrap_or(usize::MAX);
-        Self { parts, active: None, next_number, intents: Intents::new(most_bytes), behind: false }
+        Self {
+            parts,
+            active: None,
+            next_number,
+            intents: Intents::new(most_bytes),
+            behind: false,
+            held_until: 0,
+        }
     }
 
     /// Exchanges in flight.
@@ -95,8 +105,16 @@ impl Appender {
         room
     }
 
-    /// Takes up what was appended, or could not be.
-    pub(super) fn follow(&mut self, exchanges: &mut Exchanges, written: bool) {
+    /// The events up to `seq` are of exchanges whose intents a former run left.
+    pub(super) fn hold_until(&mut self, seq: u64) {
+        self.held_until = seq;
+    }
+
+    /// Takes up what was appended, or could not be: records up to `last_seq`.
+    pub(super) fn follow(&mut self, exchanges: &mut Exchanges, written: bool, last_seq: u64) {
+        if !written && exchanges.closing.iter().any(|event_id| self.intents.in_segment(*event_id)) {
+            self.held_until = last_seq;
+        }
         let active = self.active.as_mut().filter(|_| written);
         let segment = active.as_ref().map_or(0, |active| active.number);
         if let Some(active) = active {
@@ -153,7 +171,11 @@ impl Appender {
         if let Err(e) = written {
             // Cut off what may be half a frame. Where that fails, too, readers will find it torn.
             let _ = active.file.truncate(active.offset);
+            let empty = (active.offset == segment::HEADER_BYTES as u64).then_some(active.number);
             self.abandon();
+            if let Some(number) = empty {
+                self.discard(number);
+            }
             return Err(e.into());
         }
         active.offset += bytes.len() as u64;
@@ -226,11 +248,39 @@ impl Appender {
         Ok(())
     }
 
+    /// Lets go the sealed segments as far as that can be done without a mark in another: a disk that they fill has no
+    /// room for one. The sink has all of their records, and no exchange's only trace is an intent in them. While nothing
+    /// can be written no new intent gets there, so that this comes to be so, however many calls there are.
+    pub(super) fn let_go(&mut self) {
+        let from = self.number().unwrap_or(self.next_number);
+        if self.intents.in_segments_before(from) {
+            return;
+        }
+        let held_until = self.held_until;
+        self.parts.log.with(|state| {
+            let stays =
+                |segment: &Segment| segment.sealed && (segment.keep || segment.last_seq > state.acked);
+            if held_until <= state.acked && !state.segments.iter().any(stays) {
+                state.keep_from(from);
+            }
+        });
+        reap(&self.parts);
+        self.parts.syncer.close_deleted();
+    }
+
     /// Seals the active segment.
     pub(super) fn abandon(&mut self) {
         self.active = None;
         self.parts.syncer.turn_to(None);
         self.parts.log.with(|state| state.segments.iter_mut().for_each(|segment| segment.sealed = true));
+    }
+
+    /// Deletes a segment that has nothing in it: one for each try would take what room there is.
+    fn discard(&self, number: u64) {
+        let path = self.parts.config.dir.join(segment::name(number));
+        if self.parts.disk.remove(&path).is_ok() {
+            self.parts.log.with(|state| state.forget(number));
+        }
     }
 
     /// Starts a new segment.

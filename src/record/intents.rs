@@ -9,7 +9,9 @@
 //!    Each segment is marked ([`codec::Held::Mark`](super::codec::Held)) once every exchange in flight has its intent in
 //!    it. Reading a mark, all that is open and not in its segment is over; so the segments before a mark are not needed
 //!    for their intents, and those from the last mark on are kept. What is on disk for the sake of intents is that one
-//!    segment and what follows it, however long an exchange lasts.
+//!    segment and what follows it, however long an exchange lasts. A disk that these fill has no room for another mark:
+//!    they are let go without one when the sink has all that is in them, no intent in them is open, and the events that
+//!    closed any are in the sink as well.
 //! 3. A mark is true when it is read, too: an event that was taken over before it, and so is not in flight, is on disk
 //!    before it, or shipped, or lost and counted. The writer therefore marks only while nothing that it took over waits in
 //!    memory. With a sync now and then, the segments before a mark are kept until the mark is synced.
@@ -82,6 +84,16 @@ impl Intents {
     /// The payloads of those that `segment` does not have.
     pub(super) fn outside(&self, segment: u64) -> impl Iterator<Item = &[u8]> {
         self.open.values().filter(move |kept| kept.segment != segment).map(|kept| &*kept.payload)
+    }
+
+    /// Whether the exchange is open and its intent in a segment.
+    pub(super) fn in_segment(&self, event_id: Uuid) -> bool {
+        self.open.get(&event_id).is_some_and(|kept| kept.segment > 0)
+    }
+
+    /// Whether a segment before `number` has the intent of an open exchange.
+    pub(super) fn in_segments_before(&self, number: u64) -> bool {
+        self.open.values().any(|kept| kept.segment > 0 && kept.segment < number)
     }
 
     /// All of them are in `segment` now.

@@ -164,7 +164,7 @@ impl Journal {
         let parts = Arc::new(Parts {
             log: Log::new(state, Arc::clone(&metrics), found.oldest),
             inbox: Arc::new(Inbox::new(Arc::clone(&metrics))),
-            syncer: Syncer::new(Arc::clone(&disk), config.dir.clone()),
+            syncer: Syncer::new(Arc::clone(&disk), config.dir.clone(), config.fsync_interval),
             watch: Watch::default(),
             disk,
             config,
@@ -301,7 +301,6 @@ impl Drop for Journal {
 }
 
 fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Threads> {
-    let interval = parts.config.fsync_interval;
     let (alive, writer_ended) = mpsc::channel::<Infallible>();
     let write = move || {
         // Dropped when the thread ends, however it does.
@@ -312,7 +311,7 @@ fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Threads> {
     let watching = Arc::clone(parts);
     let watch = move || watching.watch.run(&watching.inbox, &watching.log);
     all.push(thread::Builder::new().name("journal-watch".into()).spawn(watch)?);
-    if !interval.is_zero() {
+    if !parts.config.fsync_interval.is_zero() {
         let syncing = Arc::clone(parts);
         let sync = move || {
             let log = &syncing.log;
@@ -321,7 +320,7 @@ fn spawn(parts: &Arc<Parts>, writer: Writer) -> io::Result<Threads> {
                     reap(&syncing);
                 }
             };
-            syncing.syncer.run(interval, &syncing.inbox, || log.with(|state| state.marked), synced);
+            syncing.syncer.run(&syncing.inbox, || log.with(|state| state.marked), synced);
         };
         all.push(thread::Builder::new().name("journal-sync".into()).spawn(sync)?);
     }

@@ -3,9 +3,11 @@
 //! 1. Sequence numbers rise by one for each record taken over; they are never used twice, in any run.
 //! 2. The tail holds the newest records. One that is on disk may be evicted at any time, and is then read from its
 //!    segment; one that is not on disk leaves only to the sink, or shed and counted.
-//! 3. The lock is held for moving records and numbers, never for a file operation.
+//! 3. What is not on disk and aboard a batch of the shipper's is written like what is in the tail, unless it is acknowledged
+//!    first: a sink that is away would else keep it in memory alone for as long, on a disk that is well.
+//! 4. The lock is held for moving records and numbers, never for a file operation.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,7 +30,7 @@ pub(super) const HELD_RECORDS: usize = 16_384;
 pub(super) const HELD_BYTES: usize = 16 << 20;
 
 /// One record of the tail.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub seq: u64,
     /// Bytes as encoded.
@@ -60,6 +62,8 @@ pub(super) struct State {
     tail_bytes: usize,
     unwritten: usize,
     unwritten_bytes: usize,
+    /// Copies of the records that the shipper took and that are neither on disk nor acknowledged.
+    aboard: VecDeque<Entry>,
     /// The highest sequence number that is only on disk.
     evicted: u64,
     /// The last sequence number given.
@@ -225,11 +229,12 @@ impl State {
     /// Calls `each` with the records that are in memory only, oldest first, until it says `false`.
     pub(super) fn unwritten(&self, each: impl FnMut(&Entry) -> bool) {
         // They are at the end, but for those that the shipper's batches were put back in front of.
-        let _ = self.tail.iter().filter(|entry| !entry.on_disk).all(each);
+        let _ = self.aboard.iter().chain(&self.tail).filter(|entry| !entry.on_disk).all(each);
     }
 
     /// Notes that the records of these numbers are on disk.
     pub(super) fn written(&mut self, first: u64, last: u64) {
+        self.aboard.retain(|entry| entry.seq < first || entry.seq > last);
         let start = self.tail.partition_point(|entry| entry.seq < first);
         for entry in self.tail.range_mut(start..).take_while(|entry| entry.seq <= last) {
             if !entry.on_disk {
@@ -305,6 +310,7 @@ impl State {
             if !entry.on_disk {
                 self.unwritten -= 1;
                 self.unwritten_bytes -= entry.bytes;
+                self.aboard.push_back(entry.clone());
             }
             self.taken = entry.seq;
             batch.push(entry);
@@ -319,7 +325,9 @@ impl State {
 
     /// Gives a batch back that was not acknowledged: what was taken is what was acknowledged, again.
     pub(super) fn put_back(&mut self, batch: Vec<Entry>) {
-        for entry in batch.into_iter().rev() {
+        let aboard: HashSet<u64> = self.aboard.drain(..).map(|entry| entry.seq).collect();
+        for mut entry in batch.into_iter().rev() {
+            entry.on_disk |= !aboard.contains(&entry.seq);
             self.tail_bytes += entry.bytes;
             if !entry.on_disk {
                 self.unwritten += 1;
@@ -333,6 +341,9 @@ impl State {
     /// Notes the acknowledgement of `records` records up to `seq`.
     pub(super) fn acknowledge(&mut self, seq: u64, records: u64) {
         self.acked = self.acked.max(seq);
+        while self.aboard.front().is_some_and(|entry| entry.seq <= self.acked) {
+            self.aboard.pop_front();
+        }
         self.records = self.records.saturating_sub(records);
     }
 

@@ -285,6 +285,16 @@ impl Outlet {
         if let Err(e) = lock(&self.position).store(last_seq) {
             tracing::warn!(error = %e, "the acknowledged position can't be written");
         }
+        {
+            // A segment that is open keeps its room on the disk when it is deleted.
+            let mut cursor = lock(&self.cursor);
+            let unread = |number| {
+                self.parts.log.with(|state| {
+                    state.segments.iter().any(|s| s.number == number && s.last_seq > state.acked)
+                })
+            };
+            cursor.reader.take_if(|(number, _)| !unread(*number));
+        }
         reap(&self.parts);
         if self.parts.log.with(|state| state.fault.is_some()) {
             self.parts.inbox.kick();

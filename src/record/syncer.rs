@@ -21,6 +21,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Syncer {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// Zero: each commit is synced where it is made, and this has nothing to do.
+    interval: Duration,
     dirty: AtomicBool,
     state: Mutex<State>,
     wake: Condvar,
@@ -46,16 +48,26 @@ pub(super) enum SyncFault {
 }
 
 impl Syncer {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { disk, dir, dirty: AtomicBool::new(false), state: Mutex::default(), wake: Condvar::new() }
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, interval: Duration) -> Self {
+        let (state, wake) = (Mutex::default(), Condvar::new());
+        Self { disk, dir, interval, dirty: AtomicBool::new(false), state, wake }
     }
 
     /// The writer goes on with `active`; what it wrote before is synced too.
     pub(super) fn turn_to(&self, active: Option<(u64, Arc<dyn DiskFile>)>) {
+        // Nobody would ever close them.
+        if self.interval.is_zero() {
+            return;
+        }
         let mut state = lock(&self.state);
         state.new_names |= active.is_some();
         let before = mem::replace(&mut state.active, active);
         state.sealed.extend(before.map(|(_, file)| file));
+    }
+
+    /// Closes what was deleted: an open file keeps its room on the disk.
+    pub(super) fn close_deleted(&self) {
+        lock(&self.state).sealed.retain(|file| !matches!(file.linked(), Ok(false)));
     }
 
     /// Something was written. Wakes the thread only when it sleeps.
@@ -77,21 +89,15 @@ impl Syncer {
         self.wake.notify_all();
     }
 
-    /// Syncs at most every `interval`, and sleeps while nothing is written. What `marked` says before a sync is told to
+    /// Syncs at most every interval, and sleeps while nothing is written. What `marked` says before a sync is told to
     /// `synced` after it.
-    pub(super) fn run(
-        &self,
-        interval: Duration,
-        inbox: &Inbox,
-        marked: impl Fn() -> u64,
-        synced: impl Fn(u64),
-    ) {
+    pub(super) fn run(&self, inbox: &Inbox, marked: impl Fn() -> u64, synced: impl Fn(u64)) {
         let mut state = lock(&self.state);
         loop {
             while !state.stop && !self.dirty.load(Ordering::Acquire) {
                 state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let until = Instant::now() + interval;
+            let until = Instant::now() + self.interval;
             while !state.stop && Instant::now() < until {
                 let left = until.saturating_duration_since(Instant::now());
                 state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;

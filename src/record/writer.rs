@@ -90,6 +90,7 @@ impl Writer {
         }
         self.appender.behind = true;
         let mut owners = Owners::default();
+        self.appender.hold_until(self.next_seq - 1 + crashed.len() as u64);
         for record in crashed {
             self.encode(record.clone(), &mut owners);
             self.chunk_if_large(&mut owners);
@@ -230,7 +231,7 @@ impl Writer {
             self.buffer = buffer;
         }
         self.buffer.clear();
-        self.appender.follow(&mut self.exchanges, written);
+        self.appender.follow(&mut self.exchanges, written, seqs.map_or(0, |(_, last)| last));
         let entries = self.entries.drain(..);
         let intents = self.appender.in_flight();
         let shed = self.parts.log.with(|state| {
@@ -291,6 +292,7 @@ impl Writer {
 
     fn write_held(&mut self) -> Result<(), Refusal> {
         self.parts.watch.begin(None);
+        self.appender.let_go();
         if self.appender.number().is_none() {
             let _ = self.parts.disk.create_dir(&self.parts.config.dir);
             self.appender.rotate()?;

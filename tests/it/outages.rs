@@ -6,6 +6,7 @@ mod clients;
 mod crashing;
 mod cutting;
 mod database;
+mod disk;
 mod distance;
 mod ending;
 mod leaving;
