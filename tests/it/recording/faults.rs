@@ -17,6 +17,7 @@ use tollgate::telemetry::Metrics;
 
 use super::faulty::{FaultyDisk, Op, errno};
 use super::fixture::{FakeSink, audit, config, number, numbers, one, usage};
+use crate::harness::within;
 
 fn replayed(journal: &Journal) -> Vec<u64> {
     let mut records = Vec::new();
@@ -258,6 +259,32 @@ async fn fault_80_with_the_disk_full_a_sink_that_answers_still_gets_all() {
     assert_eq!(sink.written_sorted(), (0..500).collect::<Vec<_>>());
     drop(journal);
     assert_eq!(metrics.events_lost.get(), 0);
+}
+
+#[tokio::test]
+async fn fault_80_what_is_held_and_under_way_to_a_sink_that_is_away_is_written_when_there_is_room() {
+    let dir = TempDir::new().unwrap();
+    let (disk, sink) = (FaultyDisk::default(), FakeSink::away());
+    let (recorder, journal, _) = open_on(&disk, config(dir.path()));
+    disk.leave_space(0);
+    for n in 0..20 {
+        assert_eq!(recorder.record(one(usage(n))).await, Durability::Held);
+    }
+    let journal = Arc::new(journal);
+    let shipping = tokio::spawn({
+        let (journal, sink) = (journal.clone(), sink.clone());
+        async move { journal.ship(sink, CancellationToken::new(), Duration::ZERO).await }
+    });
+    sink.until(|sink| sink.calls() > 0).await;
+    within("what is held is written", recovery(&disk)).await;
+    assert_eq!(recorder.record(one(usage(20))).await, Durability::Journaled);
+    assert!(journal.state().healthy);
+    disk.die();
+    shipping.abort();
+    let _ = shipping.await;
+    drop(journal);
+    let (_, journal) = Journal::open(config(dir.path()), Metrics::new()).unwrap();
+    assert_eq!(replayed(&journal), (0..=20).collect::<Vec<_>>());
 }
 
 #[tokio::test]

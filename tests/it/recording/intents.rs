@@ -358,3 +358,36 @@ async fn a_journal_that_the_release_before_intents_wrote_is_read_and_shipped() {
     drop(journal);
     assert_eq!(segments(dir.path()), 0);
 }
+
+#[tokio::test]
+async fn what_fills_a_disk_is_let_go_once_it_is_shipped_and_no_exchange_needs_its_intent() {
+    let dir = TempDir::new().unwrap();
+    let config = Config { fsync_interval: Duration::ZERO, ..config(dir.path()) };
+    let (disk, sink) = (FaultyDisk::default(), FakeSink::willing());
+    let (recorder, journal) = open_on(&disk, &config);
+    assert_eq!(recorder.intend(intent(1)).await, Durability::Journaled);
+    assert_eq!(recorder.record(one(usage(2))).await, Durability::Journaled);
+    // There is no room for another byte until the first segment is deleted.
+    let first = dir.path().join("0000000000000001.seg");
+    let fills = first.clone();
+    disk.fail(move |op, path| {
+        let segment = path.extension().is_some_and(|e| e == "seg");
+        (op == Op::Write && segment && fills.exists()).then(|| errno(Errno::NOSPC))
+    });
+    assert_eq!(recorder.record(one(usage(3))).await, Durability::Held);
+    ship(&journal, &sink).await;
+    // The writer was told of that before it gets this.
+    assert_eq!(recorder.record(one(usage(4))).await, Durability::Held);
+    assert!(first.exists(), "exchange 1 has nothing but its intent");
+    assert_eq!(recorder.record(one(usage(1))).await, Durability::Held);
+    assert!(first.exists(), "what closed it is in memory only");
+    ship(&journal, &sink).await;
+    assert_eq!(recorder.record(one(usage(5))).await, Durability::Journaled);
+    assert!(!first.exists());
+    assert!(journal.state().healthy);
+    assert_eq!(sink.written_sorted(), [1, 2, 3, 4]);
+    disk.die();
+    drop(journal);
+    let (_, journal) = open(&config);
+    assert_eq!((numbers(&replayed(&journal)), cut_off(&journal)), (vec![5], vec![]));
+}
