@@ -32,6 +32,8 @@ use super::sink::{EventSink, SinkError};
 const IN_FLIGHT: usize = 4;
 /// The first and the longest wait before a batch is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The longest pause between two batches. One that took longer met with trouble, and no caller has anything of it.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// How often the end of the queue is looked at while stopping.
 const STOPPING_POLL: Duration = Duration::from_millis(1);
 
@@ -55,22 +57,26 @@ pub(super) async fn ship(
     let mut gathering = pin!(gather(outlet, &stop));
     let mut exhausted = false;
     let mut pace = Pace::new(IN_FLIGHT);
+    let mut took = Duration::ZERO;
     loop {
+        let (recorded, behind) = outlet.parts.log.with(|state| (state.last_seq, state.behind()));
+        pace.look(Instant::now(), recorded, behind);
+        let hurry = stop.is_cancelled();
+        let most = if hurry { IN_FLIGHT } else { pace.flights() };
+        let pause = if pace.pauses() && !hurry { took.min(LONGEST_PAUSE) } else { Duration::ZERO };
         if flights.is_empty()
             && let Some(batch) = waiting.take()
         {
-            launch(outlet, &sink, &told, &mut flights, &mut aboard, batch);
+            launch(outlet, &sink, &told, &mut flights, &mut aboard, batch, pause);
         }
         if exhausted && flights.is_empty() {
             break;
         }
-        let (recorded, behind) = outlet.parts.log.with(|state| (state.last_seq, state.behind()));
-        let paced = pace.flights(Instant::now(), recorded, behind);
-        let most = if stop.is_cancelled() { IN_FLIGHT } else { paced };
         let room = flights.len() < most && waiting.is_none() && !exhausted;
         tokio::select! {
             biased;
-            Some(()) = flights.next(), if !flights.is_empty() => {
+            Some(delivered_in) = flights.next(), if !flights.is_empty() => {
+                took = delivered_in;
                 land(outlet, &mut aboard).await;
             }
             batch = &mut gathering, if room => {
@@ -81,7 +87,7 @@ pub(super) async fn ship(
                     if depends(&batch, &aboard) {
                         waiting = Some(batch);
                     } else {
-                        launch(outlet, &sink, &told, &mut flights, &mut aboard, batch);
+                        launch(outlet, &sink, &told, &mut flights, &mut aboard, batch, pause);
                     }
                 }
             }
@@ -95,19 +101,28 @@ pub(super) async fn ship(
     outlet.parts.log.note_oldest(None);
 }
 
+/// Delivers a batch after a `pause`; the flight's outcome is how long the delivery took.
 fn launch(
     outlet: &Arc<Outlet>,
     sink: &Arc<dyn EventSink>,
     told: &Arc<Mutex<Alarm>>,
-    flights: &mut FuturesOrdered<futures_util::future::BoxFuture<'static, ()>>,
+    flights: &mut FuturesOrdered<futures_util::future::BoxFuture<'static, Duration>>,
     aboard: &mut VecDeque<Arc<Batch>>,
     batch: Batch,
+    pause: Duration,
 ) {
     let batch = Arc::new(batch);
     aboard.push_back(Arc::clone(&batch));
     outlet.parts.log.note_oldest(aboard.front().and_then(|batch| batch.records.first()));
     let delivery = Delivery { outlet: Arc::clone(outlet), sink: Arc::clone(sink), told: Arc::clone(told) };
-    flights.push_back(Box::pin(async move { delivery.deliver(&batch.records).await }));
+    flights.push_back(Box::pin(async move {
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+        let began = Instant::now();
+        delivery.deliver(&batch.records).await;
+        began.elapsed()
+    }));
 }
 
 /// The oldest batch is in the sink: acknowledges it.
