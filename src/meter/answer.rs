@@ -383,9 +383,13 @@ impl Documents for Reader {
         if self.skimmer.gave_up() || !whole {
             self.capture.roll_back();
         }
+        // Half an event is none that was seen.
+        if !self.skimmer.done() {
+            self.capture.ends(false);
+        }
         let empty = self.skimmer.untouched() && name.is_empty();
         if self.done.replace(0) == Some(DONE.len()) || name == b"end" || (empty && self.capture.ended()) {
-            self.capture.end();
+            self.capture.ends(true);
         }
         self.capture.commit(&self.format);
         self.skimmer.reset();

@@ -162,9 +162,9 @@ impl Capture {
         self.document.failed_by_name = true;
     }
 
-    /// The document at hand is one that ends a stream, by its form alone.
-    pub(super) fn end(&mut self) {
-        self.document.ended = true;
+    /// Whether the document at hand ends the stream, whatever stands in it.
+    pub(super) fn ends(&mut self, ended: bool) {
+        self.document.ended = ended;
     }
 
     /// Forgets the document at hand, but for the name of its event.

@@ -53,7 +53,8 @@ pub struct FormatConfig {
     /// Pointers to a name, with those names that mean that something went wrong.
     pub error_when: BTreeMap<String, Vec<String>>,
     /// What is set (not null, false or empty) in a stream's last event: a client that leaves after it has seen the
-    /// whole answer. `data: [DONE]` is one in every format, and so is one named `end`. Where another event follows it was not the last.
+    /// whole answer. `data: [DONE]` is one in every format, and so is one named `end`. Where another event follows it was
+    /// not the last.
     pub end: Vec<String>,
     /// Pointers to a name, with those names that a stream's last event has, likewise.
     pub end_when: BTreeMap<String, Vec<String>>,

@@ -73,6 +73,8 @@ fn what_looks_like_an_end_and_is_followed_by_more_was_none() {
         ("data: {\"done\":true,\"done\":false}\n\n", false),
         ("data: {\"metadata\":{\"done\":true}}\n\n", false),
         ("data: {\"done\":true", false),
+        ("data: {\"done\":true,\"final\":\"Hel", false),
+        ("data: {\"done\":true,\"final\":\"Hello\"}", true),
         ("data: {\"type\":\"message_stop\"}\n\n", true),
         ("data: {\"type\":\"message_stop\"}\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\n", false),
     ] {
