@@ -190,7 +190,8 @@ impl Scene {
         // The journal takes what comes, and goes on doing so.
         self.call(ROUND).await;
         self.until("tollgate_journal_records", 0.0).await;
-        assert_eq!(self.program.metric("tollgate_journal_healthy").await, 1.0);
+        // So small a disk may have been full once more by now.
+        self.until("tollgate_journal_healthy", 1.0).await;
         let rows = rows(&self.database, TENANT, self.asked).await;
         let ids: BTreeSet<_> = rows.iter().map(|row| row["request_id"].as_str().unwrap()).collect();
         assert_eq!((rows.len(), ids.len()), (self.asked, self.asked), "as many rows as answers, none twice");
