@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Data, Ended, Header, Signal, Step, TestGateway, Upstream, answer, batch, batch_answer, chat,
-    gateway, request, within,
+    Client, Ended, Header, Signal, Step, TestGateway, Upstream, answer, batch, batch_answer, chat, gateway,
+    request, within,
 };
 use crate::postgres::{Database, shared};
 
@@ -164,9 +164,7 @@ async fn a_streamed_answer_leaves_as_it_arrives_and_is_counted_at_its_end() {
     let mut client = gateway.connect().await;
     client.send(chat("tn_sse", "hi")).await;
     client.read_head().await;
-    let Data::Bytes(first) = within("the first event", client.read_data()).await else {
-        panic!("no first event")
-    };
+    let first = client.read_up_to(b"\n\n").await;
     assert!(
         String::from_utf8_lossy(&first).contains("Hello "),
         "the first event is here before the last exists"

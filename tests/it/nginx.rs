@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::{Client, Data, Ended, Signal, Step, Upstream, answer, request, within};
+use crate::harness::{Client, Ended, Signal, Step, Upstream, answer, request, within};
 
 /// An nginx of this test's own, with the snippets as they stand in `deploy/nginx/` but for the addresses.
 struct Nginx {
@@ -192,7 +192,7 @@ async fn a_streamed_answer_passes_as_it_comes() {
     let mut client = nginx.connect().await;
     client.send(chat()).await;
     let head = client.read_head().await;
-    assert_eq!(client.read_data().await, Data::Bytes(b"data: 1\n\n".to_vec()), "before the second exists");
+    assert_eq!(client.read_up_to(b"\n\n").await, b"data: 1\n\n", "before the second exists");
     go.fire();
     let rest = client.rest_of(head).await;
     assert_eq!((&*rest.body, rest.ended), (&b"data: 2\n\n"[..], Ended::Clean));

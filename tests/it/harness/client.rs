@@ -178,6 +178,18 @@ impl Client {
         within("more of the body", self.reader.data(&mut self.framing)).await
     }
 
+    /// The answer's body as it arrives, up to where it ends with `end`: a part may have any length.
+    pub(crate) async fn read_up_to(&mut self, end: &[u8]) -> Vec<u8> {
+        let mut seen = Vec::new();
+        while !seen.ends_with(end) {
+            let Data::Bytes(bytes) = self.read_data().await else {
+                panic!("the body ended at {:?}", String::from_utf8_lossy(&seen));
+            };
+            seen.extend(bytes);
+        }
+        seen
+    }
+
     /// A whole answer.
     pub(crate) async fn read_response(&mut self) -> Response {
         self.try_read_response().await.expect("an answer, not the end of the connection")

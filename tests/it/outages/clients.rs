@@ -134,11 +134,7 @@ async fn who_hangs_up_on_the_last_event_has_seen_the_whole_answer_and_pays_for_n
             let mut client = setup.gateway.connect().await;
             client.send(chat("tn_leaves", "hi")).await;
             client.read_head().await;
-            let mut seen = Vec::new();
-            while !seen.ends_with(ending.as_bytes()) {
-                let Data::Bytes(bytes) = client.read_data().await else { panic!("{ending}") };
-                seen.extend_from_slice(&bytes);
-            }
+            client.read_up_to(ending.as_bytes()).await;
             client.reset();
             within("the upstream is let go", gone.wait()).await;
             let row = setup.row("tn_leaves").await;
