@@ -18,6 +18,16 @@ fn everything(database: &Database<'_>) -> String {
     database.one("SELECT string_agg(j::text, E'\\n' ORDER BY j->>'tenant_id', j->>'period_type', j->>'period_start') FROM (SELECT to_jsonb(m) - 'metric_id' - 'updated_at' - 'created_at' AS j FROM tenant_usage_metrics m) x")
 }
 
+/// "Off" is a cost of 10,000,000,000 where there is no other way, and so the compiler would be called for each statement.
+#[test]
+fn no_function_that_is_told_which_plans_to_prefer_is_compiled() {
+    let compiled = shared().migrated().rows(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+         AND proconfig::text LIKE '%enable_%=off%' AND NOT 'jit=off' = ANY (proconfig)",
+    );
+    assert_eq!(compiled, Vec::<Vec<String>>::new());
+}
+
 #[tokio::test]
 async fn a_quota_is_checked_against_the_live_counters() {
     let database = shared().migrated();
