@@ -1,11 +1,10 @@
 //! How many batches may be in flight at once: all there is room for, but one, with pauses, while a backlog is caught up with
 //! beside traffic.
 //!
-//! Shipping takes cores from the database, and from whatever runs beside it: batches that overlap made the slowest
-//! answers slower twentyfold on a small machine, for a fifth more events a second. So:
+//! Shipping takes cores from the database, and from whatever runs beside it, the more the more batches overlap. So:
 //! 1. Where nothing was recorded for a while there is nobody to be spared, and without a backlog there is little to ship.
-//! 2. Else it is one batch, and as long a pause before the next as it took; the pause goes, and then batches are added, look
-//!    by look, where the backlog would not be gone in time: it must not grow for ever.
+//! 2. Else it is one batch, and a pause before the next; the pause goes, and then batches are added, look by look, where
+//!    the backlog would not be gone in time: it must not grow for ever.
 
 use std::time::{Duration, Instant};
 
