@@ -33,7 +33,7 @@ const IN_FLIGHT: usize = 4;
 /// The first and the longest wait before a batch is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How many times as long as a batch took the pause after it is, where there is one: 1 made the slowest answers of a small
-/// machine slower by 20 to 40%, 2 by some 10%.
+/// machine slower by 20 to 42%, 2 by 13% at most.
 const PAUSE: u32 = 2;
 /// The longest pause between two batches. One that took longer met with trouble, and no caller has anything of it.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
