@@ -177,7 +177,8 @@ impl Journal {
         opened.damaged = parts.log.damaged.load(Ordering::Relaxed);
         opened.crashed = crashed.len() as u64;
         opened.records += opened.crashed;
-        let mut writer = Writer::new(Arc::clone(&parts), next_number, last_seq + 1);
+        let next_seq = found.next_seq.max(last_seq + 1);
+        let mut writer = Writer::new(Arc::clone(&parts), next_number, next_seq);
         writer.begin(&crashed)?;
         let threads = Mutex::new(Some(spawn(&parts, writer)?));
         if opened.records > 0 || opened.torn_bytes > 0 {
@@ -339,6 +340,8 @@ pub(super) fn segment_numbers(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64
 struct Found {
     opened: Opened,
     segments: Vec<Segment>,
+    /// The first sequence number that was not given, as far as frames show: that of a damaged record is given, too.
+    next_seq: u64,
     oldest: Option<Timestamp>,
     unclosed: Unclosed<Intent>,
     /// Segment, offset, bytes, reason, records.
@@ -383,6 +386,7 @@ impl Found {
                     if frame.is_record() {
                         segment.last_seq = segment.last_seq.max(frame.seq);
                     }
+                    self.next_seq = self.next_seq.max(frame.seq.saturating_add(u64::from(frame.is_record())));
                     let wanted = frame.is_record() && frame.seq > acked;
                     if !wanted && frame.is_record() && self.unclosed.is_empty() {
                         continue;

@@ -159,12 +159,12 @@ impl Outlet {
                         damage = Some((found.offset, found.bytes.to_vec(), reason));
                     }
                     Ok(Step::Frame(_, frame)) if frame.seq <= skip => {}
+                    Ok(Step::Frame(_, frame)) if !frame.is_record() => {}
                     Ok(Step::Frame(offset, frame)) if frame.seq >= until => {
                         // It is in memory, but by the time that it is wanted it may not be.
                         reader.rewind(offset);
                         return Ok(batch);
                     }
-                    Ok(Step::Frame(_, frame)) if !frame.is_record() => {}
                     Ok(Step::Frame(offset, frame)) => match frame.read() {
                         Ok(Held::Intent(_) | Held::Mark(_)) => {}
                         Ok(Held::Record(record)) => {
