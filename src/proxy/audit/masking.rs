@@ -387,14 +387,18 @@ mod tests {
         }
     }
 
-    /// Keys as generators make them: random bytes, written out.
+    /// Keys as generators make them: random bytes, written out. Of those in base64, one in some 30,000 changes its kind
+    /// of character so seldom that it passes for words.
     fn secret() -> impl Strategy<Value = String> {
         let bytes = || prop::collection::vec(any::<u8>(), 24..48);
-        prop_oneof![
+        let base64 = prop_oneof![
             bytes().prop_map(|bytes| URL_SAFE_NO_PAD.encode(bytes)),
             bytes().prop_map(|bytes| STANDARD.encode(bytes)),
-            bytes().prop_map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
-            "sk-[A-Za-z0-9]{16,48}",
+        ];
+        prop_oneof![
+            2 => base64.prop_filter("it looks like words", |key| is_random(key.trim_end_matches('='))),
+            1 => bytes().prop_map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+            1 => "sk-[A-Za-z0-9]{16,48}",
         ]
     }
 
@@ -431,6 +435,7 @@ mod tests {
 
         #[test]
         fn plain_words_are_left_alone(text in "([a-z]{1,12}[ .,!?-]{1,2}){0,12}") {
+            prop_assume!(!KEY_PREFIXES.iter().any(|prefix| text.contains(prefix)));
             prop_assert_eq!(mask(&text), text.as_str());
         }
 
