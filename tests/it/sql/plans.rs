@@ -4,12 +4,13 @@ use std::sync::LazyLock;
 
 use crate::postgres::{Database, shared};
 
-/// Many tenants, a month of events and of audit rows, aggregates of it, and the statistics that the planner goes by.
+/// Many tenants, a month of events and of audit rows, aggregates of it, and the statistics that the planner goes by. Each
+/// day is as full as any other, today too, whatever the time is.
 static FILLED: LazyLock<Database<'static>> = LazyLock::new(|| {
     let database = shared().migrated();
     database.rows(
         "INSERT INTO tenant_usage_realtime (event_id, tenant_id, event_type, event_timestamp, tokens_consumed)
-         SELECT gen_random_uuid(), 'tn_' || n % 10, 'chat_message', now() - n % 29 * interval '1 day' - n * interval '1 second', 10
+         SELECT gen_random_uuid(), 'tn_' || n % 10, 'chat_message', date_trunc('day', now(), 'UTC') - n % 29 * interval '1 day' + n * 4 % 86400 * interval '1 second', 10
          FROM generate_series(1, 20000) n;
          INSERT INTO audit_events (tenant_id, event_type, category, action, actor_type, \"timestamp\")
          SELECT 'tn_' || n % 200, 'x', 'chat_activity', 'create', 'system', now() - n * interval '30 minutes'
