@@ -589,7 +589,7 @@ async fn a_tenants_quota_says_where_each_limit_comes_from() {
     assert_eq!(
         body["override"],
         json!({
-            "origin": "config", "plan": null, "reason": "pilot", "expires": "2027-01-31T00:00:00.000000Z",
+            "origin": "config", "plan": null, "reason": "pilot", "expires": "2127-01-31T00:00:00.000000Z",
         })
     );
     desk.close().await;

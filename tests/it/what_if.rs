@@ -325,7 +325,8 @@ async fn plans_are_those_of_the_services_database() {
         (totals(&replayed), replayed["refusals"][0]["tenant"].clone()),
         ([2, 4, 1, 0, 0], json!("tn_pro"))
     );
-    assert_eq!(replayed["notes"], json!([]));
+    let notes = replayed["notes"].as_array().unwrap();
+    assert!(notes.iter().all(|note| !note.as_str().unwrap().contains("plan")), "{notes:?}");
 }
 
 /// Plans with every kind of limit, so that each of them refuses somebody.

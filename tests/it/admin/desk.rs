@@ -126,7 +126,7 @@ fn quota(tenant: &TenantId, override_of_tokens: Option<u64>, overrides: &Arc<Ove
     let config = override_of_tokens.map(|limit| OverrideConfig {
         limits: vec![(tokens, Some(limit))],
         reason: Some("pilot".to_owned()),
-        expires: Some("2027-01-31T00:00:00Z".parse().unwrap()),
+        expires: Some("2127-01-31T00:00:00Z".parse().unwrap()),
         ..OverrideConfig::default()
     });
     let plans = Plans::new(

@@ -339,10 +339,14 @@ async fn a_background_sync_that_fails_is_an_alarm_and_recovers() {
     let disk = FaultyDisk::default();
     let config = Config { fsync_interval: Duration::from_millis(1), ..config(dir.path()) };
     let (recorder, journal, _) = open_on(&disk, config);
-    disk.fail(|op, _| (op == Op::Sync).then(|| errno(Errno::IO)));
+    // The sync of the first record fails: not that of the mark before it, nor any of the next segment.
+    let seen = disk.clone();
+    disk.fail(move |op, _| {
+        let written = seen.written();
+        (op == Op::Sync && written.groups == 2 && written.headers == 1).then(|| errno(Errno::IO))
+    });
     assert_eq!(recorder.record(one(usage(0))).await, Durability::Journaled);
     disk.until(|written| written.headers == 2).await;
-    disk.heal();
     assert_eq!(recorder.record(one(usage(1))).await, Durability::Journaled);
     assert!(journal.state().healthy);
     let segments: BTreeSet<_> = contents(dir.path()).into_iter().map(|found| found.segment).collect();
