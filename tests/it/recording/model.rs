@@ -5,7 +5,7 @@ use std::io;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -196,6 +196,16 @@ impl Run {
         self.open = None;
     }
 
+    /// Waits until the writer has found out that the disk is well.
+    fn recovered(&self) {
+        let (_, journal) = self.open.as_ref().unwrap();
+        let began = Instant::now();
+        while !journal.state().healthy {
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", journal.state());
+            std::thread::yield_now();
+        }
+    }
+
     async fn take(&mut self, step: Step) {
         let may_hold = self.was_troubled || self.bounded;
         match step {
@@ -330,6 +340,11 @@ impl Run {
             Step::Heal => {
                 self.troubled = false;
                 self.disk.heal();
+                if !self.bounded {
+                    self.recovered();
+                    self.model.pending.append(&mut self.model.held);
+                    self.model.announced.extend(&self.model.in_flight);
+                }
             }
         }
     }
