@@ -1,12 +1,14 @@
 //! The journal against a model of it, over random operations, crashes and corruptions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tollgate::record::{
@@ -14,7 +16,7 @@ use tollgate::record::{
 };
 use tollgate::telemetry::Metrics;
 
-use super::faulty::FaultyDisk;
+use super::faulty::{FaultyDisk, Op};
 use super::fixture::{FakeSink, audit, config, crashed, intent, number, usage};
 
 #[derive(Clone, Debug)]
@@ -33,8 +35,25 @@ enum Step {
     Crash { torn: u8 },
     /// Dies, has a byte changed at this part of the journal, and opens.
     Corrupt { place: u16, flip: u8 },
+    /// The disk does none of these until it is well again.
+    Fail(&'static [Op]),
+    /// The disk takes so many bytes more.
+    Fill(u16),
+    /// The disk is well again.
+    Heal,
 }
 
+/// What a disk does not do, while it does what else there is.
+const FAULTS: [&[Op]; 6] = [
+    &[Op::Write],
+    &[Op::Open],
+    &[Op::Sync, Op::SyncDir],
+    &[Op::Remove],
+    &[Op::Write, Op::Truncate],
+    &[Op::Write, Op::Open, Op::Remove, Op::Sync, Op::SyncDir, Op::Truncate],
+];
+
+/// Steps on a disk that is well.
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1..20_u8, any::<bool>()).prop_map(|(records, together)| Step::Append { records, together }),
@@ -47,12 +66,26 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Steps on one that now and then is not.
+fn step_in_trouble() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => step(),
+        1 => prop::sample::select(&FAULTS[..]).prop_map(Step::Fail),
+        1 => (0..4000_u16).prop_map(Step::Fill),
+        1 => Just(Step::Heal),
+    ]
+}
+
 /// What the journal should hold.
 #[derive(Default)]
 struct Model {
     next: u64,
     /// Journaled, and not known to be in the sink.
     pending: BTreeSet<u64>,
+    /// Recorded, and in memory alone, as far as is known.
+    held: BTreeSet<u64>,
+    /// Of these, and of `in_flight`, those whose intent is journaled: one way or another they come back.
+    announced: BTreeSet<u64>,
     /// Admitted in this run, and not ended.
     in_flight: BTreeSet<u64>,
     /// Those that were admitted, ever: an exchange has its number from its admission, not in the order of the journal.
@@ -68,6 +101,12 @@ struct Model {
 struct Run {
     config: Config,
     disk: FaultyDisk,
+    /// The disk is not well.
+    troubled: bool,
+    /// It was not, since the journal was opened: the writer finds out by itself that it is well again.
+    was_troubled: bool,
+    /// The journal may get full.
+    bounded: bool,
     open: Option<(Recorder, Journal)>,
     model: Model,
 }
@@ -99,6 +138,7 @@ fn hit(places: &[Inspected], segment: &str, from: u64, to: u64) -> Vec<u64> {
 impl Run {
     fn open(&mut self) {
         self.disk = FaultyDisk::default();
+        (self.troubled, self.was_troubled) = (false, false);
         let disk = Arc::new(self.disk.clone());
         let (recorder, journal) = Journal::open_on(disk, self.config.clone(), Metrics::new()).unwrap();
         let (mut back, mut cut_off) = (Vec::new(), BTreeSet::new());
@@ -112,9 +152,18 @@ impl Run {
         let back: BTreeSet<u64> = back.into_iter().collect();
         assert_eq!(back.len(), records, "each once");
         let left = mem::take(&mut self.model.in_flight);
-        let uncharged: Vec<_> =
-            left.difference(&cut_off).filter(|n| !self.model.damaged.contains(n)).collect();
+        let announced = mem::take(&mut self.model.announced);
+        let uncharged: Vec<_> = left
+            .intersection(&announced)
+            .filter(|n| !cut_off.contains(n) && !self.model.damaged.contains(n))
+            .collect();
         assert!(uncharged.is_empty(), "in flight, and not charged: {uncharged:?}");
+        let held = mem::take(&mut self.model.held);
+        let forgotten: Vec<_> = held
+            .intersection(&announced)
+            .filter(|n| !back.contains(n) && !self.model.damaged.contains(n))
+            .collect();
+        assert!(forgotten.is_empty(), "neither there nor charged: {forgotten:?}");
         let ended = |n: &&u64| {
             let model = &self.model;
             model.pending.contains(n) && !model.crashed.contains(n) && !model.damaged.contains(n)
@@ -129,7 +178,11 @@ impl Run {
         let model = &self.model;
         let damaged_event = |n| model.damaged.contains(&n) && cut_off.contains(&n);
         let known = |n: &u64| {
-            model.pending.contains(n) || model.shipped.contains(n) || left.contains(n) || damaged_event(*n)
+            model.pending.contains(n)
+                || model.shipped.contains(n)
+                || left.contains(n)
+                || held.contains(n)
+                || damaged_event(*n)
         };
         assert!(back.iter().all(known), "never recorded: {back:?}");
         assert_eq!(journal.state().records, back.len() as u64);
@@ -143,7 +196,18 @@ impl Run {
         self.open = None;
     }
 
+    /// Waits until the writer has found out that the disk is well.
+    fn recovered(&self) {
+        let (_, journal) = self.open.as_ref().unwrap();
+        let began = Instant::now();
+        while !journal.state().healthy {
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", journal.state());
+            std::thread::yield_now();
+        }
+    }
+
     async fn take(&mut self, step: Step) {
+        let may_hold = self.was_troubled || self.bounded;
         match step {
             Step::Append { records, together } => {
                 let (recorder, _) = self.open.as_ref().unwrap();
@@ -154,11 +218,16 @@ impl Run {
                 } else {
                     numbers.clone().map(|n| recorder.record(Records::from_iter([record(n)]))).collect()
                 };
-                for receipt in receipts {
-                    assert_eq!(receipt.await, Durability::Journaled);
-                }
                 self.model.next = numbers.end;
-                self.model.pending.extend(numbers);
+                let mut left = numbers;
+                for receipt in receipts {
+                    let its = left.by_ref().take(if together { usize::from(records) } else { 1 });
+                    match receipt.await {
+                        Durability::Journaled => self.model.pending.extend(its),
+                        Durability::Held if may_hold => self.model.held.extend(its),
+                        other => panic!("{other:?}"),
+                    }
+                }
             }
             Step::Admit(exchanges) => {
                 let (recorder, journal) = self.open.as_ref().unwrap();
@@ -166,7 +235,13 @@ impl Run {
                 let room = 5 - self.model.in_flight.len() as u64;
                 let numbers = self.model.next..self.model.next + u64::from(exchanges).min(room);
                 for n in numbers.clone() {
-                    assert_eq!(recorder.intend(intent(n)).await, Durability::Journaled);
+                    match recorder.intend(intent(n)).await {
+                        Durability::Journaled => {
+                            self.model.announced.insert(n);
+                        }
+                        Durability::Held if may_hold => {}
+                        other => panic!("{other:?}"),
+                    }
                 }
                 self.model.next = numbers.end;
                 self.model.admitted.extend(numbers.clone());
@@ -177,8 +252,11 @@ impl Run {
                 let (recorder, journal) = self.open.as_ref().unwrap();
                 for _ in 0..exchanges {
                     let Some(n) = self.model.in_flight.pop_last() else { break };
-                    assert_eq!(recorder.record(Records::from_iter([usage(n)])).await, Durability::Journaled);
-                    self.model.pending.insert(n);
+                    match recorder.record(Records::from_iter([usage(n)])).await {
+                        Durability::Journaled => self.model.pending.insert(n),
+                        Durability::Held if may_hold => self.model.held.insert(n),
+                        other => panic!("{other:?}"),
+                    };
                 }
                 assert_eq!(journal.state().open_intents, self.model.in_flight.len() as u64);
             }
@@ -198,14 +276,19 @@ impl Run {
                 assert!(unknown.is_empty());
                 self.model.shipped.extend(&written);
                 if batches.is_none() {
-                    let missing: Vec<_> = self.model.pending.difference(&self.model.shipped).collect();
+                    let recorded = self.model.pending.union(&self.model.held);
+                    let missing: Vec<_> = recorded.filter(|n| !self.model.shipped.contains(n)).collect();
                     assert!(missing.is_empty(), "not shipped: {missing:?}");
                     assert_eq!(journal.state().records, 0);
                 }
                 self.model.pending.retain(|n| !self.model.shipped.contains(n));
+                self.model.held.retain(|n| !self.model.shipped.contains(n));
             }
             Step::Reopen => {
                 self.open = None;
+                if !self.troubled && !self.bounded {
+                    self.model.pending.append(&mut self.model.held);
+                }
                 self.open();
             }
             Step::Crash { torn } => {
@@ -246,23 +329,49 @@ impl Run {
                 }
                 self.open();
             }
+            Step::Fail(faults) => {
+                (self.troubled, self.was_troubled) = (true, true);
+                self.disk.fail(|op, _| faults.contains(&op).then(|| io::Error::from(Errno::IO)));
+            }
+            Step::Fill(bytes) => {
+                (self.troubled, self.was_troubled) = (true, true);
+                self.disk.leave_space(bytes.into());
+            }
+            Step::Heal => {
+                self.troubled = false;
+                self.disk.heal();
+                if !self.bounded {
+                    self.recovered();
+                    self.model.pending.append(&mut self.model.held);
+                    self.model.announced.extend(&self.model.in_flight);
+                }
+            }
         }
     }
 }
 
 /// Takes the steps with a journal of small segments.
-fn run(steps: impl IntoIterator<Item = Step>, synced: bool) {
+fn run(steps: impl IntoIterator<Item = Step>, synced: bool, bounded: bool) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let dir = TempDir::new().unwrap();
         let config = Config {
             segment_bytes: 6000,
+            max_bytes: if bounded { 20_000 } else { 64 << 20 },
             batch_records: 7,
             fsync_interval: Duration::from_secs(if synced { 0 } else { 3600 }),
             ..config(dir.path())
         };
-        let mut run = Run { config, disk: FaultyDisk::default(), open: None, model: Model::default() };
+        let mut run = Run {
+            config,
+            disk: FaultyDisk::default(),
+            troubled: false,
+            was_troubled: false,
+            bounded,
+            open: None,
+            model: Model::default(),
+        };
         run.open();
         for step in steps {
             run.take(step).await;
@@ -271,14 +380,23 @@ fn run(steps: impl IntoIterator<Item = Step>, synced: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_journaled_and_not_damaged_comes_back_once_and_in_order_and_what_was_in_flight_is_charged(
         steps in proptest::collection::vec(step(), 1..25),
         synced in any::<bool>(),
     ) {
-        run(steps, synced);
+        run(steps, synced, false);
+    }
+
+    #[test]
+    fn the_same_holds_on_a_disk_that_fails_and_fills_and_in_a_journal_that_does(
+        steps in proptest::collection::vec(step_in_trouble(), 1..25),
+        synced in any::<bool>(),
+        bounded in any::<bool>(),
+    ) {
+        run(steps, synced, bounded);
     }
 }
 
@@ -299,7 +417,7 @@ fn the_number_of_a_damaged_record_is_not_given_to_another() {
         Step::Corrupt { place: 0, flip: 1 },
         Step::Ship(None),
     ];
-    run(last_record_and_then_another_run, false);
+    run(last_record_and_then_another_run, false, false);
 }
 
 #[test]
@@ -313,5 +431,5 @@ fn an_exchange_whose_event_is_damaged_is_charged_where_no_mark_ends_it() {
         Step::Corrupt { place: 50_442, flip: 1 },
         Step::Crash { torn: 6 },
     ];
-    run(event_and_then_mark, false);
+    run(event_and_then_mark, false, false);
 }
