@@ -1,6 +1,7 @@
 //! What is known in memory of the journal: its segments, its newest records, how far the sink has come.
 //!
-//! 1. Sequence numbers rise by one for each record taken over; they are never used twice, in any run.
+//! 1. Sequence numbers rise by one for each record taken over; they are never used twice, in any run. (But for that of a
+//!    damaged record at the journal's end: no frame behind it tells it, nor can any be read by it.)
 //! 2. The tail holds the newest records. One that is on disk may be evicted at any time, and is then read from its
 //!    segment; one that is not on disk leaves only to the sink, or shed and counted.
 //! 3. What is not on disk and aboard a batch of the shipper's is written like what is in the tail, unless it is acknowledged
