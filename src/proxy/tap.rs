@@ -3,13 +3,16 @@
 //! Constraints:
 //! 1. Frames go on as they come, unchanged and unbuffered. Only what ends the answer is held, until its event is in
 //!    the journal: the end of the stream, the trailers, or the frame that completes a declared length (a client that
-//!    counts bytes has seen the whole answer with that frame).
+//!    counts bytes has seen the whole answer with that frame). So is the frame with a stream's own last event (OpenAI's
+//!    `[DONE]`), by which a client knows the end as well; where the body's end is not right behind it, it goes on.
 //! 2. A body ends in one of six ways, and each is told to the settlement once: end of stream, end with trailers, end
 //!    with the frame that completes it, an error, dropped, or already over when it began. A seventh is our own: cut at
 //!    the tenant's limit.
 
 use std::fmt;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -17,12 +20,16 @@ use futures_util::future::BoxFuture;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
 
 use super::cutting::{Limiter, observe};
 use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
 use crate::model::event::Outcome;
+
+/// How long a stream's last event waits for the end of its body, which a service writes with it or right after it.
+const BODY_END_WAIT: Duration = Duration::from_millis(2);
 
 /// A watched body.
 #[derive(Debug)]
@@ -53,13 +60,52 @@ enum State {
         settlement: Settlement,
         /// Where it is a stream that may be cut at the tenant's limit.
         limiter: Option<Limiter>,
+        closing: Closing,
     },
     /// The end is held until its event is in the journal.
     Ending {
         settling: BoxFuture<'static, ()>,
+        /// The stream's last event.
+        closing: Option<Bytes>,
         last: Option<FrameResult>,
     },
+    /// What comes last may be seen.
+    Ended(FrameResult),
     Over,
+}
+
+/// Whether a stream has come to its own end.
+enum Closing {
+    NotYet,
+    /// With this, which waits for the end of the body.
+    With(Bytes, Pin<Box<Sleep>>),
+    /// And the client has seen it.
+    Seen,
+}
+
+impl Closing {
+    /// The frame with the last event, when it goes on before the body's end: something follows it, or nothing for too
+    /// long. What follows is left in `first`.
+    fn poll_release(
+        &mut self,
+        upstream: &mut Incoming,
+        first: &mut Option<Option<FrameResult>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Bytes>> {
+        let Closing::With(data, patience) = self else { return Poll::Ready(None) };
+        match Pin::new(upstream).poll_frame(cx) {
+            Poll::Ready(frame) => *first = Some(frame.map(|read| read.map_err(BodyError::Broken))),
+            Poll::Pending => ready!(patience.as_mut().poll(cx)),
+        }
+        if matches!(first, Some(None | Some(Err(_))))
+            || matches!(first, Some(Some(Ok(last))) if !last.is_data())
+        {
+            return Poll::Ready(None);
+        }
+        let data = std::mem::take(data);
+        *self = Closing::Seen;
+        Poll::Ready(Some(data))
+    }
 }
 
 impl fmt::Debug for State {
@@ -67,6 +113,7 @@ impl fmt::Debug for State {
         f.write_str(match self {
             State::Flowing { .. } => "flowing",
             State::Ending { .. } => "ending",
+            State::Ended(_) => "ended",
             State::Over => "over",
         })
     }
@@ -76,11 +123,7 @@ impl fmt::Debug for State {
 ///
 /// An answer that is already here whole, and says what it used, is settled at once: head and body then leave in one
 /// write. Otherwise the head leaves now, and the tap watches the rest.
-pub(crate) async fn tap(
-    mut upstream: Incoming,
-    mut settlement: Settlement,
-    idle: std::time::Duration,
-) -> Tapped {
+pub(crate) async fn tap(mut upstream: Incoming, mut settlement: Settlement, idle: Duration) -> Tapped {
     if upstream.is_end_stream() {
         settlement.finish(Outcome::Completed).await;
         return Tapped::Empty;
@@ -95,7 +138,7 @@ pub(crate) async fn tap(
                     return Tapped::Settled(data);
                 }
                 let settling = settlement.finish(Outcome::Completed).boxed();
-                let state = State::Ending { settling, last: Some(Ok(Frame::data(data))) };
+                let state = State::Ending { settling, closing: None, last: Some(Ok(Frame::data(data))) };
                 return Tapped::Open(Box::new(Tap::new(upstream, idle, state)));
             }
             Some(Some(Ok(frame)))
@@ -104,12 +147,12 @@ pub(crate) async fn tap(
         None => None,
     };
     let limiter = Limiter::of(&settlement, &upstream);
-    let state = State::Flowing { first, settlement, limiter };
+    let state = State::Flowing { first, settlement, limiter, closing: Closing::NotYet };
     Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
 
 impl Tap {
-    fn new(upstream: Incoming, idle: std::time::Duration, state: State) -> Self {
+    fn new(upstream: Incoming, idle: Duration, state: State) -> Self {
         Self { upstream: Some(upstream), idle: Idle::new(idle), state }
     }
 
@@ -117,8 +160,11 @@ impl Tap {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         loop {
             match &mut self.state {
-                State::Flowing { first, settlement, limiter } => {
+                State::Flowing { first, settlement, limiter, closing } => {
                     let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+                    if let Some(data) = ready!(closing.poll_release(upstream, first, cx)) {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
                     let frame = match first.take() {
                         Some(read) => read,
                         None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
@@ -133,25 +179,46 @@ impl Tap {
                         }
                         return Poll::Ready(Some(Ok(Frame::data(kept))));
                     }
-                    let outcome = match &frame {
+                    let frame = match frame {
                         Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
-                            return Poll::Ready(frame);
+                            if !matches!(closing, Closing::NotYet) || !settlement.ended() {
+                                return Poll::Ready(Some(Ok(passing)));
+                            }
+                            let data = passing.into_data().unwrap_or_default();
+                            *closing = Closing::With(data, Box::pin(sleep(BODY_END_WAIT)));
+                            continue;
                         }
+                        last => last,
+                    };
+                    let outcome = match &frame {
                         Some(Ok(_)) | None => Outcome::Completed,
                         Some(Err(BodyError::Idle)) => Outcome::Timeout,
                         Some(Err(BodyError::Broken(_))) => Outcome::UpstreamError,
                     };
-                    let State::Flowing { settlement, .. } = std::mem::replace(&mut self.state, State::Over)
+                    let State::Flowing { settlement, closing, .. } =
+                        std::mem::replace(&mut self.state, State::Over)
                     else {
                         return Poll::Ready(None);
                     };
-                    self.state = State::Ending { settling: settlement.finish(outcome).boxed(), last: frame };
+                    let closing = if let Closing::With(data, _) = closing { Some(data) } else { None };
+                    let settling = settlement.finish(outcome).boxed();
+                    self.state = State::Ending { settling, closing, last: frame };
                 }
-                State::Ending { settling, last } => {
+                State::Ending { settling, closing, last } => {
                     ready!(settling.as_mut().poll(cx));
-                    let last = last.take();
-                    self.state = State::Over;
-                    return Poll::Ready(last);
+                    let (closing, last) = (closing.take(), last.take());
+                    let Some(data) = closing else {
+                        self.state = State::Over;
+                        return Poll::Ready(last);
+                    };
+                    self.state = last.map_or(State::Over, State::Ended);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                State::Ended(_) => {
+                    let State::Ended(last) = std::mem::replace(&mut self.state, State::Over) else {
+                        continue;
+                    };
+                    return Poll::Ready(Some(last));
                 }
                 State::Over => return Poll::Ready(None),
             }
@@ -165,7 +232,7 @@ impl Tap {
         };
         self.upstream = None;
         let last = Some(Ok(Frame::data(settlement.cut_event())));
-        self.state = State::Ending { settling: settlement.finish(Outcome::Cut).boxed(), last };
+        self.state = State::Ending { settling: settlement.finish(Outcome::Cut).boxed(), closing: None, last };
     }
 
     /// Whether nothing more comes, and the settlement is done.
@@ -175,13 +242,18 @@ impl Tap {
 
     /// What is still to come: what the upstream announces, and what is held here.
     pub(crate) fn size_hint(&self) -> SizeHint {
-        let held = match &self.state {
-            State::Flowing { first: Some(Some(Ok(frame))), .. }
-            | State::Ending { last: Some(Ok(frame)), .. } => {
-                frame.data_ref().map_or(0, |data| data.len() as u64)
-            }
+        let length = |frame: &Option<FrameResult>| match frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };
+        let held = match &self.state {
+            State::Flowing { first, closing, .. } => {
+                let closing = if let Closing::With(data, _) = closing { data.len() } else { 0 };
+                first.as_ref().map_or(0, length) + closing
+            }
+            State::Ending { closing, last, .. } => closing.as_ref().map_or(0, Bytes::len) + length(last),
+            State::Ended(_) | State::Over => 0,
+        } as u64;
         match self.upstream.as_ref().and_then(|upstream| upstream.size_hint().exact()) {
             Some(rest) => SizeHint::with_exact(rest + held),
             None => SizeHint::default(),
@@ -192,7 +264,7 @@ impl Tap {
 impl Drop for Tap {
     /// The client has left.
     fn drop(&mut self) {
-        if let (State::Flowing { first, settlement, limiter }, Some(body)) =
+        if let (State::Flowing { first, settlement, limiter, .. }, Some(body)) =
             (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
         {
             client_left(Rest::Body { first, body, limiter }, settlement);

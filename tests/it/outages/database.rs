@@ -129,13 +129,15 @@ async fn fault_64_a_hung_database_costs_callers_no_time() {
     let (before, _) = ask(&known).await;
     server.pause();
     until_down(&gateway).await;
+    // Than a wait for the database would take.
+    let far_less = Duration::from_millis(100);
     let (during, slow) = ask(&known).await;
-    assert!(during < before * 2 + Duration::from_millis(3), "{before:?} became {during:?}");
+    assert!(during < before + far_less, "{before:?} became {during:?}");
     assert!(slow < 6, "{slow} of 60 waited for the database");
     // A tenant whose plan is not known waits for its look-up within the bound (250 ms), and then nobody for a second.
     let strangers: Vec<_> = (0..20).map(|number| format!("tn_stranger_{number}")).collect();
     let (during, slow) = ask(&strangers).await;
-    assert!(during < before * 2 + Duration::from_millis(3), "{before:?} became {during:?}");
+    assert!(during < before + far_less, "{before:?} became {during:?}");
     assert!(slow < 6, "{slow} of 20 waited for a look-up");
     server.resume();
     assert_eq!(rows(&database, "tn_hung", 125).await.len(), 125);

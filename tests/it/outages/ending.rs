@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tollgate::model::event::Record;
 
 use super::clients::{http2, http2_chat};
@@ -26,6 +27,44 @@ pub(super) async fn refuses_connections(address: std::net::SocketAddr) {
         }
     })
     .await;
+}
+
+/// By a stream's last event a client knows the end, and may go: where the body's end is there as well, it comes with it,
+/// and so after the row is in the journal.
+#[tokio::test]
+async fn the_last_event_of_a_stream_is_seen_with_the_end_of_its_body() {
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let first = chunk("data: {\"token\":\"Hello\"}\n\n");
+    let done = chunk("data: [DONE]\n\n");
+    let more = chunk(": bye\n\n");
+    let ends = [
+        (format!("{done}0\r\n\r\n"), true),
+        (format!("{done}0\r\nx-end: yes\r\n\r\n"), true),
+        (format!("{}0\r\n\r\n", chunk("event: end\ndata: {}\n\n")), true),
+        // What follows is not the end: it goes on as it comes.
+        (format!("{done}{more}0\r\n\r\n"), false),
+    ];
+    for (end, at_once) in ends {
+        let script = vec![
+            Step::send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntrailer: x-end\r\n"),
+            Step::send(format!("transfer-encoding: chunked\r\n\r\n{first}")),
+            Step::send(&end),
+        ];
+        let setup = Setup::new(move || script.clone()).await;
+        let mut client = tokio::net::TcpStream::connect(setup.gateway.address).await.unwrap();
+        let request: Vec<u8> = chat("tn_ends", "hi").header("te", "trailers").into();
+        client.write_all(&request).await.unwrap();
+        let (mut seen, mut reads) = (String::new(), 0);
+        let mut piece = vec![0; 64 << 10];
+        while !seen.to_lowercase().ends_with(&end.to_lowercase()) {
+            assert!(!at_once || reads == 0, "{seen:?}");
+            let read = within("the stream", client.read(&mut piece)).await.unwrap();
+            seen.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+            reads += usize::from(seen.contains("[DONE]") || seen.contains("event: end"));
+        }
+        assert_eq!(core(&rows(&setup.database, "tn_ends", 1).await[0])[0], "completed");
+        setup.stop().await;
+    }
 }
 
 #[tokio::test]
