@@ -93,7 +93,7 @@ async fn fault_62_a_database_that_dies_mid_run_ends_up_with_every_row_once() {
     ids.dedup();
     assert_eq!((rows.len(), ids.len()), (120, 120));
     counters_equal_events(&database).await;
-    let settled = "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day'";
+    let settled = "SELECT to_jsonb(sum(settled)::bigint) FROM quota_usage WHERE dimension = 'tokens_per_day'";
     assert_eq!(json_rows(&database, settled, 1).await, [json!(1200)]);
     gateway.stop().await;
 }

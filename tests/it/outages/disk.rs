@@ -198,7 +198,8 @@ impl Scene {
         assert_eq!(self.upstream.requests().len(), self.asked);
         assert!(rows.iter().all(|row| core(row) == came_to("completed", 200, 10, "reported")));
         counters_equal_events(&self.database).await;
-        let settled = "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'tokens_per_day'";
+        let settled =
+            "SELECT to_jsonb(sum(settled)::bigint) FROM quota_usage WHERE dimension = 'tokens_per_day'";
         assert_eq!(json_rows(&self.database, settled, 1).await, [json!(10 * self.asked)]);
         self.program.signal(Kill::TERM);
         assert_eq!(self.program.ended().await.code(), Some(0));
