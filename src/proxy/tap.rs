@@ -10,7 +10,6 @@
 //!    the tenant's limit.
 
 use std::fmt;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,7 +19,6 @@ use futures_util::future::BoxFuture;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep};
 
 use super::cutting::{Limiter, observe};
 use super::draining::{Rest, client_left};
@@ -70,7 +68,7 @@ enum State {
         last: Option<FrameResult>,
     },
     /// What comes last may be seen.
-    Ended(FrameResult),
+    Ended(Option<FrameResult>),
     Over,
 }
 
@@ -78,7 +76,7 @@ enum State {
 enum Closing {
     NotYet,
     /// With this, which waits for the end of the body.
-    With(Bytes, Pin<Box<Sleep>>),
+    With(Bytes, Idle),
     /// And the client has seen it.
     Seen,
 }
@@ -93,14 +91,13 @@ impl Closing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Bytes>> {
         let Closing::With(data, patience) = self else { return Poll::Ready(None) };
-        match Pin::new(upstream).poll_frame(cx) {
-            Poll::Ready(frame) => *first = Some(frame.map(|read| read.map_err(BodyError::Broken))),
-            Poll::Pending => ready!(patience.as_mut().poll(cx)),
-        }
-        if matches!(first, Some(None | Some(Err(_))))
-            || matches!(first, Some(Some(Ok(last))) if !last.is_data())
-        {
-            return Poll::Ready(None);
+        match ready!(poll_frame_within(upstream, patience, cx)) {
+            Some(Err(BodyError::Idle)) => {}
+            Some(Ok(more)) if more.is_data() => *first = Some(Some(Ok(more))),
+            last => {
+                *first = Some(last);
+                return Poll::Ready(None);
+            }
         }
         let data = std::mem::take(data);
         *self = Closing::Seen;
@@ -185,7 +182,7 @@ impl Tap {
                                 return Poll::Ready(Some(Ok(passing)));
                             }
                             let data = passing.into_data().unwrap_or_default();
-                            *closing = Closing::With(data, Box::pin(sleep(BODY_END_WAIT)));
+                            *closing = Closing::With(data, Idle::new(BODY_END_WAIT));
                             continue;
                         }
                         last => last,
@@ -211,14 +208,13 @@ impl Tap {
                         self.state = State::Over;
                         return Poll::Ready(last);
                     };
-                    self.state = last.map_or(State::Over, State::Ended);
+                    self.state = if last.is_some() { State::Ended(last) } else { State::Over };
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                State::Ended(_) => {
-                    let State::Ended(last) = std::mem::replace(&mut self.state, State::Over) else {
-                        continue;
-                    };
-                    return Poll::Ready(Some(last));
+                State::Ended(last) => {
+                    let last = last.take();
+                    self.state = State::Over;
+                    return Poll::Ready(last);
                 }
                 State::Over => return Poll::Ready(None),
             }

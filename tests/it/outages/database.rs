@@ -129,7 +129,7 @@ async fn fault_64_a_hung_database_costs_callers_no_time() {
     let (before, _) = ask(&known).await;
     server.pause();
     until_down(&gateway).await;
-    // Than a wait for the database would take.
+    // A wait for the database takes 250 ms or more.
     let far_less = Duration::from_millis(100);
     let (during, slow) = ask(&known).await;
     assert!(during < before + far_less, "{before:?} became {during:?}");

@@ -16,7 +16,7 @@ use tollgate::record::{
 use tollgate::telemetry::Metrics;
 
 use super::faulty::{FaultyDisk, Op, errno};
-use super::fixture::{FakeSink, audit, config, number, numbers, one, usage};
+use super::fixture::{FakeSink, audit, config, intent, number, numbers, one, usage};
 use crate::harness::within;
 
 fn replayed(journal: &Journal) -> Vec<u64> {
@@ -113,6 +113,35 @@ async fn fault_77_a_flipped_bit_costs_one_record_which_is_counted_and_kept_aside
         let (_, journal) = Journal::open(config(dir.path()), Arc::clone(&again)).unwrap();
         assert_eq!((journal.state().records, again.events_damaged.get()), (0, 0));
     }
+}
+
+/// The mark behind it shows that the number was given. A reader that met it again, behind that mark, would pass it over.
+#[tokio::test]
+async fn the_number_of_a_damaged_last_record_is_not_given_to_another() {
+    let dir = TempDir::new().unwrap();
+    let (recorder, journal) = Journal::open(config(dir.path()), Metrics::new()).unwrap();
+    recorder.record(one(usage(0))).await;
+    recorder.intend(intent(1)).await;
+    recorder.intend(intent(2)).await;
+    drop(journal);
+    // It charges both, and marks its segment.
+    drop(Journal::open(config(dir.path()), Metrics::new()).unwrap());
+    let places = contents(dir.path());
+    let last = places.last().unwrap();
+    let damaged = match &last.what {
+        Content::Record { record, .. } => number(record),
+        other => panic!("{other:?}"),
+    };
+    change(dir.path(), last, |bytes, offset| bytes[offset + HEADER_BYTES + 30] ^= 1);
+    let (recorder, journal) = Journal::open(config(dir.path()), Metrics::new()).unwrap();
+    recorder.record(one(usage(3))).await;
+    drop(journal);
+    let (_, journal) = Journal::open(config(dir.path()), Metrics::new()).unwrap();
+    let sink = FakeSink::willing();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    journal.ship(sink.clone(), stop, Duration::from_secs(10)).await;
+    assert_eq!(sink.written(), [0, 3 - damaged, 3]);
 }
 
 #[tokio::test]

@@ -153,16 +153,14 @@ impl Run {
         assert_eq!(back.len(), records, "each once");
         let left = mem::take(&mut self.model.in_flight);
         let announced = mem::take(&mut self.model.announced);
-        let uncharged: Vec<_> = left
-            .intersection(&announced)
-            .filter(|n| !cut_off.contains(n) && !self.model.damaged.contains(n))
-            .collect();
-        assert!(uncharged.is_empty(), "in flight, and not charged: {uncharged:?}");
         let held = mem::take(&mut self.model.held);
-        let forgotten: Vec<_> = held
-            .intersection(&announced)
-            .filter(|n| !back.contains(n) && !self.model.damaged.contains(n))
-            .collect();
+        let without = |numbers: &BTreeSet<u64>, there: &BTreeSet<u64>| -> Vec<u64> {
+            let whole = announced.difference(&self.model.damaged).copied();
+            whole.filter(|n| numbers.contains(n) && !there.contains(n)).collect()
+        };
+        let uncharged = without(&left, &cut_off);
+        assert!(uncharged.is_empty(), "in flight, and not charged: {uncharged:?}");
+        let forgotten = without(&held, &back);
         assert!(forgotten.is_empty(), "neither there nor charged: {forgotten:?}");
         let ended = |n: &&u64| {
             let model = &self.model;
@@ -398,38 +396,4 @@ proptest! {
     ) {
         run(steps, synced, bounded);
     }
-}
-
-fn append(records: u8) -> Step {
-    Step::Append { records, together: false }
-}
-
-#[test]
-fn the_number_of_a_damaged_record_is_not_given_to_another() {
-    let last_record_and_then_another_run = [
-        append(1),
-        Step::Admit(2),
-        append(1),
-        append(2),
-        Step::Reopen,
-        Step::Corrupt { place: 54_280, flip: 1 },
-        append(1),
-        Step::Corrupt { place: 0, flip: 1 },
-        Step::Ship(None),
-    ];
-    run(last_record_and_then_another_run, false, false);
-}
-
-#[test]
-fn an_exchange_whose_event_is_damaged_is_charged_where_no_mark_ends_it() {
-    let event_and_then_mark = [
-        append(4),
-        Step::Admit(1),
-        Step::End(1),
-        Step::Reopen,
-        Step::Reopen,
-        Step::Corrupt { place: 50_442, flip: 1 },
-        Step::Crash { torn: 6 },
-    ];
-    run(event_and_then_mark, false, false);
 }
