@@ -28,6 +28,10 @@ pub struct Inspected {
     pub model: Option<String>,
     /// The text of its messages, for counting, bounded by `max_text_bytes`. One line for each.
     pub text: Text,
+    /// The text was found by the last resort, under keys that commonly hold text: no rule of the format names its place.
+    pub guessed: bool,
+    /// The names of the keys of a request that has strings, but no text that was found; no values, bounded.
+    pub shape: Option<String>,
     /// `/sessionId`, when the format has one.
     pub session: Option<String>,
 }
@@ -68,6 +72,8 @@ pub(super) fn inspect(
         model: found.model.map(|(_, model)| model),
         session: found.session.map(|(_, session)| session),
         text: found.text.into_text(),
+        guessed: false,
+        shape: None,
     })
 }
 

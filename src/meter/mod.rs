@@ -46,6 +46,7 @@ pub use pointer::PointerError;
 pub use text::Text;
 pub use usage::Merge;
 
+use crate::model::billing::Billing;
 use crate::model::tokens::TokenUsage;
 use answer::{Answer, Trouble};
 use decoding::Body;
@@ -94,10 +95,16 @@ pub struct Reading {
     pub usage: TokenUsage,
     /// Tokens as the provider bills them, where it says that it bills other units than it counts (Cohere).
     pub billed: Option<TokenUsage>,
+    /// What it reports beside the token classes that has a price of its own.
+    pub billing: Billing,
     /// The model that it names.
     pub model: Option<String>,
     /// Its text, for counting; empty where usage was reported.
     pub text: Text,
+    /// The text was found by the last resort, under keys that commonly hold text: no rule of the format names its place.
+    pub guessed: bool,
+    /// The names of the keys of an answer in which nothing was found, no values, bounded: what a rule is written from.
+    pub shape: Option<String>,
     /// Chat messages answered, where the answer tells.
     pub messages: Option<u64>,
     /// Results found, where the format says what is one.
@@ -192,8 +199,11 @@ impl Meter {
         Reading {
             usage: learnt.resolved.usage,
             billed: learnt.resolved.billed,
+            billing: Billing::default(),
             model: learnt.model,
             text: learnt.text,
+            guessed: false,
+            shape: None,
             messages: learnt.messages,
             results: learnt.results,
             gleaned,

@@ -2,6 +2,7 @@
 //!
 //! No clock, no async, no I/O: whoever needs "now" is handed it.
 
+pub mod billing;
 pub mod event;
 pub mod intent;
 pub mod pattern;
