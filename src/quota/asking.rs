@@ -2,7 +2,7 @@
 //!
 //! Between the exchanges, which only leave a note here, and the one task that asks (`leasing`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,6 +42,18 @@ pub(super) struct Asked {
     pub(super) news: bool,
     /// What is free is to be handed back.
     pub(super) back: bool,
+    /// Where to tell those that wait; none do if it is not there.
+    waiters: Option<watch::Sender<Answer>>,
+}
+
+/// What those that wait for a want know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Not yet; an answer to an earlier want of the same tenant may have brought enough.
+    #[default]
+    Due,
+    /// The database has answered.
+    Here,
 }
 
 /// Notes of what is to be asked. One a tenant, so bounded by the tenants in memory.
@@ -54,14 +66,16 @@ pub(super) struct Asking {
     notes: Mutex<Notes>,
     /// Somebody waits, or a lease is low.
     soon: Notify,
-    /// Counts the rounds that are over.
-    rounds: watch::Sender<u64>,
+    /// Changes with the footing: whoever waits looks again.
+    stood: watch::Sender<()>,
     pub(super) metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
 struct Notes {
     soon: HashMap<TenantId, Asked>,
+    /// The tenants of `soon`, the first that came first: who waits longest is asked for first.
+    order: VecDeque<TenantId>,
     /// Of tenants that were refused: it is enough to ask again at the next heartbeat.
     later: HashMap<TenantId, Asked>,
 }
@@ -74,7 +88,7 @@ impl Asking {
             run: AtomicU64::new(0),
             notes: Mutex::default(),
             soon: Notify::new(),
-            rounds: watch::Sender::new(0),
+            stood: watch::Sender::new(()),
             metrics,
         }
     }
@@ -90,6 +104,7 @@ impl Asking {
 
     pub(super) fn stand(&self, footing: Footing) {
         self.footing.store(footing as u8, Ordering::Relaxed);
+        self.stood.send_replace(());
     }
 
     /// Whether this replica serves on its own while the database is away.
@@ -121,15 +136,26 @@ impl Asking {
         self.run.store(run, Ordering::Relaxed);
     }
 
-    /// Notes that an exchange waits for `amounts`.
-    pub(super) fn soon(&self, id: &TenantId, tenant: &Arc<Tenant>, amounts: Amounts) {
-        note(&mut self.notes().soon, id, tenant, amounts);
+    /// Notes that an exchange waits for `amounts`. The receiver is told of the answer; its sender goes without one when the
+    /// database gave none.
+    pub(super) fn soon(
+        &self,
+        id: &TenantId,
+        tenant: &Arc<Tenant>,
+        amounts: Amounts,
+    ) -> watch::Receiver<Answer> {
+        let receiver = {
+            let mut notes = self.notes();
+            let asked = notes.soon(id, tenant, amounts);
+            asked.waiters.get_or_insert_with(watch::Sender::default).subscribe()
+        };
         self.soon.notify_one();
+        receiver
     }
 
     /// Notes that a lease is low, of a tenant whose exchanges need `amounts`.
     pub(super) fn low(&self, id: &TenantId, tenant: &Arc<Tenant>, amounts: Amounts) {
-        raise(&mut note(&mut self.notes().soon, id, tenant, Amounts::default()).usual, amounts);
+        raise(&mut self.notes().soon(id, tenant, Amounts::default()).usual, amounts);
         self.soon.notify_one();
     }
 
@@ -145,17 +171,24 @@ impl Asking {
 
     /// Notes that what is free is to be handed back: the limits have changed.
     pub(super) fn back(&self, id: &TenantId, tenant: &Arc<Tenant>) {
-        note(&mut self.notes().soon, id, tenant, Amounts::default()).back = true;
+        self.notes().soon(id, tenant, Amounts::default()).back = true;
         self.soon.notify_one();
     }
 
-    /// What is to be asked now; `everything` with what can wait. The tenants of one round are bounded by `most`.
+    /// What is to be asked now, the longest noted first; `everything` with what can wait. The tenants of one round are
+    /// bounded by `most`.
     pub(super) fn take(&self, everything: bool, most: usize) -> Vec<(TenantId, Asked)> {
         let mut notes = self.notes();
-        let mut taken = take(&mut notes.soon, most);
+        let mut taken = Vec::with_capacity(most.min(notes.order.len()));
+        while taken.len() < most
+            && let Some(id) = notes.order.pop_front()
+        {
+            taken.extend(notes.soon.remove_entry(&id));
+        }
         if everything {
             let rest = most - taken.len();
-            taken.extend(take(&mut notes.later, rest));
+            let later: Vec<TenantId> = notes.later.keys().take(rest).cloned().collect();
+            taken.extend(later.into_iter().filter_map(|id| notes.later.remove_entry(&id)));
         }
         taken
     }
@@ -172,17 +205,45 @@ impl Asking {
         }
     }
 
-    /// A round is over: whoever waits may look again.
-    pub(super) fn round_is_over(&self) {
-        self.rounds.send_modify(|round| *round += 1);
+    /// The database has answered what was asked for `id`: those that waited for it look again, and so do those that came
+    /// meanwhile, whose own want is due.
+    pub(super) fn answered(&self, id: &TenantId, waiters: Option<&Waiters>) {
+        if let Some(waiters) = waiters {
+            waiters.0.send_replace(Answer::Here);
+        }
+        let notes = self.notes();
+        if let Some(waiters) = notes.soon.get(id).and_then(|asked| asked.waiters.as_ref()) {
+            waiters.send_replace(Answer::Due);
+        }
     }
 
-    pub(super) fn rounds(&self) -> watch::Receiver<u64> {
-        self.rounds.subscribe()
+    /// Told of each change of the footing from now on.
+    pub(super) fn stood(&self) -> watch::Receiver<()> {
+        self.stood.subscribe()
     }
 
     fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Those that wait for one want. Dropped, they are told that there is no answer.
+#[derive(Debug)]
+pub(super) struct Waiters(watch::Sender<Answer>);
+
+impl Asked {
+    /// Takes those that wait for it.
+    pub(super) fn waiters(&mut self) -> Option<Waiters> {
+        self.waiters.take().map(Waiters)
+    }
+}
+
+impl Notes {
+    fn soon(&mut self, id: &TenantId, tenant: &Arc<Tenant>, amounts: Amounts) -> &mut Asked {
+        if !self.soon.contains_key(id) {
+            self.order.push_back(id.clone());
+        }
+        note(&mut self.soon, id, tenant, amounts)
     }
 }
 
@@ -199,6 +260,7 @@ fn note<'a>(
         usual: Amounts::default(),
         news: false,
         back: false,
+        waiters: None,
     });
     raise(&mut asked.most, amounts);
     for unit in Unit::ALL {
@@ -211,12 +273,4 @@ fn raise(most: &mut Amounts, amounts: Amounts) {
     for unit in Unit::ALL {
         *most.of_mut(unit) = most.of(unit).max(amounts.of(unit));
     }
-}
-
-fn take(notes: &mut HashMap<TenantId, Asked>, most: usize) -> Vec<(TenantId, Asked)> {
-    if notes.len() <= most {
-        return notes.drain().collect();
-    }
-    let ids: Vec<TenantId> = notes.keys().take(most).cloned().collect();
-    ids.into_iter().filter_map(|id| notes.remove_entry(&id)).collect()
 }

@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::model::quota::{self, Amounts, Charge};
@@ -14,7 +13,7 @@ use crate::model::tenant::TenantId;
 use crate::model::window::Span;
 use crate::telemetry::Metrics;
 
-use super::asking::{Asking, Footing};
+use super::asking::{Answer, Asking, Footing};
 use super::holding::Holding;
 use super::lease::Settled;
 use super::ledger::{Ledger, Refusal, Rule};
@@ -148,11 +147,10 @@ impl Enforcer {
     ) -> Result<Reservation, Denial> {
         let began = Instant::now();
         let ledger = self.tenant(tenant);
-        // Rounds are counted from before the look, so that the answer can't slip in between look and wait.
-        let mut rounds = None;
-        // The first round that ends may have begun before this was asked for; the second has the answer.
-        let mut answered_by = u64::MAX;
+        let mut answered = false;
         loop {
+            // From before the look, so that no change can slip in between look and wait.
+            let mut stood = self.asking.stood();
             let attempt = |rule| self.attempt(tenant, &ledger, entitlement, amounts, rule, enforce, now);
             let (short, recalled) = match attempt(self.asking.rule()) {
                 Attempt::Taken(reservation) => return Ok(reservation),
@@ -160,24 +158,23 @@ impl Enforcer {
                 Attempt::Unleased(refusal, recalled) => (refusal, recalled),
             };
             let left = patience.saturating_sub(began.elapsed());
-            let answered = recalled
-                || rounds.as_ref().is_some_and(|seen: &watch::Receiver<u64>| *seen.borrow() >= answered_by);
             match self.asking.footing() {
                 Footing::CutOff => return Err(Denial::Unavailable),
                 Footing::Alone | Footing::OnItsOwn => continue,
                 // The database answers, and it is others who hold what is left.
-                Footing::Leased if left.is_zero() && answered => return Err(Denial::Over(short)),
+                Footing::Leased if left.is_zero() && (answered || recalled) => {
+                    return Err(Denial::Over(short));
+                }
+                // A want that the database has not answered refuses nobody.
                 Footing::Leased if left.is_zero() => return self.impatient(attempt(Rule::Known)),
                 Footing::Leased => {}
             }
-            let Some(seen) = rounds.as_mut() else {
-                let seen = self.asking.rounds();
-                answered_by = seen.borrow().saturating_add(2);
-                rounds = Some(seen);
-                continue;
-            };
-            self.asking.soon(tenant, &ledger, amounts);
-            let _ = tokio::time::timeout(left, seen.changed()).await;
+            let mut answer = self.asking.soon(tenant, &ledger, amounts);
+            tokio::select! {
+                _ = answer.changed() => answered |= *answer.borrow() == Answer::Here,
+                _ = stood.changed() => {}
+                () = tokio::time::sleep(left) => {}
+            }
         }
     }
 
@@ -208,7 +205,7 @@ impl Enforcer {
             Attempt::Taken(reservation) => Ok(reservation),
             Attempt::Over(refusal) => Err(refusal),
             Attempt::Unleased(refusal, _) => {
-                self.asking.soon(tenant, &ledger, amounts);
+                drop(self.asking.soon(tenant, &ledger, amounts));
                 Err(refusal)
             }
         }

@@ -179,7 +179,6 @@ impl Leasing {
                 self.begin_run();
             }
         }
-        self.enforcer.asking().round_is_over();
     }
 
     async fn ask(&mut self, pending: &Pending) -> Result<super::lease::Grants, LeaseError> {
@@ -189,7 +188,6 @@ impl Leasing {
             Ok(answer) => return answer,
             Err(_) => self.stand(Self::footing_away(&self.config)),
         }
-        self.enforcer.asking().round_is_over();
         // Not beyond the time at which the leases are lost: they are given up then.
         match timeout(self.config.patience.min(self.heard_for()), answer).await {
             Ok(answer) => answer,

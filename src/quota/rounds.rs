@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::asking::Asking;
+use super::asking::{Asking, Waiters};
 use super::enforcer::Enforcer;
 use super::lease::{Ask, Grants, LeaseKey, Round};
 use super::ledger::Want;
@@ -44,6 +44,8 @@ pub(super) struct Pending {
     pub(super) asks: Vec<Ask>,
     /// `None` where it is only to be said that nothing is handed back.
     wants: Vec<Option<(Arc<Tenant>, Want)>>,
+    /// Of each tenant that was noted, those that wait.
+    noted: Vec<(TenantId, Option<Waiters>)>,
 }
 
 impl Pending {
@@ -133,7 +135,8 @@ impl Rounds {
                 _ => pending.push_nothing(id, dimension, start),
             }
         }
-        for (id, asked) in self.asking().take(heartbeat, TENANTS) {
+        for (id, mut asked) in self.asking().take(heartbeat, TENANTS) {
+            pending.noted.push((id.clone(), asked.waiters()));
             if asked.back {
                 let rests = asked.tenant.ledger().rests(now);
                 for (dimension, start) in rests {
@@ -201,9 +204,12 @@ impl Rounds {
             }
         }
         self.recalled = grants.wanted;
+        for (id, waiters) in &pending.noted {
+            self.asking().answered(id, waiters.as_ref());
+        }
     }
 
-    /// A round had no answer: whoever waits asks again. What was to be handed back is kept from being spent all the same.
+    /// A round had no answer: whoever waits asks again when `pending` is dropped. What was to be handed back is kept from being spent all the same.
     pub(super) fn failed(&mut self, pending: &Pending) {
         for (tenant, want) in pending.wants.iter().flatten() {
             tenant.ledger().unanswered(want);

@@ -154,8 +154,17 @@ async fn admit(
     plan: &Entitlement,
     patience: Duration,
 ) -> Result<Reservation, Denial> {
+    admit_of(&tenant("tn_one"), enforcer, plan, patience).await
+}
+
+async fn admit_of(
+    tenant: &TenantId,
+    enforcer: &Arc<Enforcer>,
+    plan: &Entitlement,
+    patience: Duration,
+) -> Result<Reservation, Denial> {
     let message = Amounts { chat_messages: 1, ..Amounts::default() };
-    enforcer.admit(&tenant("tn_one"), plan, message, true, Timestamp::now(), patience).await
+    enforcer.admit(tenant, plan, message, true, Timestamp::now(), patience).await
 }
 
 /// Rounds go by the wall clock, so these tests do; it is noon wherever they run, and no day turns.
@@ -228,6 +237,59 @@ async fn a_grant_for_some_of_those_that_wait_admits_so_many_and_refuses_the_rest
     let outcomes: Vec<_> = join_all(waiting).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 7);
     assert_eq!(outcomes.iter().filter(|outcome| is_over(outcome)).count(), 57);
+}
+
+/// First calls of `count` tenants at once, and a database that takes `takes` for each round and grants all.
+async fn first_calls(
+    serve_alone: bool,
+    count: usize,
+    takes: Duration,
+    patience: Duration,
+) -> Vec<Result<Reservation, Denial>> {
+    let (mut replica, plan) = (Replica::new(serve_alone), messages(LIMIT));
+    let calls: Vec<_> = (0..count)
+        .map(|number| {
+            let (enforcer, plan) = (replica.enforcer.clone(), plan.clone());
+            let tenant = tenant(&format!("tn_first{number:06}"));
+            tokio::spawn(async move { admit_of(&tenant, &enforcer, &plan, patience).await })
+        })
+        .collect();
+    let calls = join_all(calls);
+    tokio::pin!(calls);
+    loop {
+        tokio::select! {
+            outcomes = &mut calls => return outcomes.into_iter().map(Result::unwrap).collect(),
+            statement = replica.statement() => {
+                tokio::time::sleep(takes).await;
+                statement.grant(4);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_tenants_first_calls_at_once_are_all_served_by_their_leases() {
+    let outcomes = first_calls(true, 10_000, Duration::from_millis(10), LONG).await;
+    assert!(outcomes.iter().all(|outcome| outcome.as_ref().is_ok_and(|taken| !taken.is_unleased())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_want_that_the_database_has_not_answered_refuses_nobody() {
+    let takes = Duration::from_millis(300);
+    let outcomes = first_calls(true, 10_000, takes, Duration::from_secs(1)).await;
+    let leased =
+        |outcome: &Result<Reservation, Denial>| outcome.as_ref().is_ok_and(|taken| !taken.is_unleased());
+    assert!(outcomes.iter().all(Result::is_ok), "open: what was not answered in time is served all the same");
+    let answered = outcomes.iter().position(|outcome| !leased(outcome)).expect("not all in time");
+    assert!(answered >= 500, "{answered}");
+    assert!(!outcomes[answered..].iter().any(leased), "first come, first served");
+
+    let outcomes = first_calls(false, 10_000, takes, Duration::from_secs(1)).await;
+    assert!(outcomes.iter().any(Result::is_ok));
+    assert!(
+        outcomes.iter().all(|outcome| outcome.is_ok() || is_unavailable(outcome)),
+        "503, never over quota"
+    );
 }
 
 #[tokio::test(start_paused = true)]
