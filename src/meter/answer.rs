@@ -19,7 +19,6 @@ pub(super) enum Trouble {
     CorruptEncoding,
     UnknownEncoding,
     OversizedEvent,
-    BadUsage,
     Malformed,
 }
 
@@ -30,7 +29,6 @@ impl Trouble {
             Trouble::CorruptEncoding => "corrupt_encoding",
             Trouble::UnknownEncoding => "unknown_encoding",
             Trouble::OversizedEvent => "oversized_event",
-            Trouble::BadUsage => "bad_usage",
             Trouble::Malformed => "malformed",
         }
     }
@@ -113,10 +111,11 @@ impl Answer {
         format: &Arc<Format>,
         event_limit: usize,
         text_limit: usize,
+        max_call_tokens: u64,
         status: u16,
         content_type: Option<&[u8]>,
     ) -> Self {
-        let mut capture = Capture::new(text_limit);
+        let mut capture = Capture::new(text_limit, max_call_tokens);
         if status >= 400 {
             // Nobody is charged for an error's text.
             capture.without_text();
@@ -144,6 +143,11 @@ impl Answer {
 
     pub(super) fn glean(&mut self, pointers: &Arc<Pointers>) {
         self.gleaner = Some(Box::new(Gleaner::new(pointers)));
+    }
+
+    pub(super) fn headers<'a>(&mut self, value: impl Fn(&str) -> Option<&'a [u8]>) {
+        let format = self.reader.format.clone();
+        self.reader.capture.headers(&format, value);
     }
 
     /// What the gleaner has; taken once, at the end.
@@ -385,7 +389,7 @@ impl Documents for Reader {
         }
         // Half an event is none that was seen.
         if !self.skimmer.done() {
-            self.capture.ends(false);
+            self.capture.cut(&self.format);
         }
         let empty = self.skimmer.untouched() && name.is_empty();
         if self.done.replace(0) == Some(DONE.len()) || name == b"end" || (empty && self.capture.ended()) {

@@ -16,6 +16,7 @@ pub(super) fn formats() -> Vec<(&'static str, FormatConfig)> {
         ("chat-service", chat_service()),
         ("openai-chat", openai::openai_chat()),
         ("openai-responses", openai::openai_responses()),
+        ("perplexity", openai::perplexity()),
         ("openai-completions", openai::openai_completions()),
         ("openai-embeddings", openai::openai_embeddings()),
         ("anthropic", providers::anthropic()),

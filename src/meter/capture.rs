@@ -5,25 +5,20 @@
 
 use smallvec::SmallVec;
 
+use super::calls::{CallId, Calls};
 use super::counting::estimate_bytes;
+use super::counts::Counted;
 use super::format::{Action, Format};
 use super::pointer::{NodeId, UNWANTED};
 use super::text::{Buffer, Mark, Text};
-use super::usage::{Amount, Class, Counts, Merge, Resolved, complete, fit, resolve};
+use super::usage::{Amount, Class, Resolved, complete};
 use super::wanted::Sink;
-
-#[derive(Clone, Copy, Debug)]
-struct Hit {
-    node: NodeId,
-    last: Amount,
-    sum: Amount,
-    max: Amount,
-}
+use crate::model::billing::Tier;
 
 /// The document at hand.
 #[derive(Debug, Default)]
 struct Document {
-    hits: SmallVec<[Hit; 6]>,
+    counted: Counted,
     marks: SmallVec<[(NodeId, Mark); 4]>,
     messages: SmallVec<[(NodeId, u64); 2]>,
     results: Option<u64>,
@@ -43,7 +38,7 @@ struct Document {
 
 impl Document {
     fn clear(&mut self) {
-        self.hits.clear();
+        self.counted.clear();
         self.marks.clear();
         self.messages.clear();
         self.results = None;
@@ -70,8 +65,13 @@ pub struct Running {
 #[derive(Debug)]
 pub(super) struct Capture {
     document: Document,
-    counts: Option<Box<[Counts]>>,
+    calls: Calls,
+    /// What the answer's headers report.
+    headers: Option<Box<Resolved>>,
     resolved: Resolved,
+    tier: Option<Tier>,
+    /// One call's usage is at most this.
+    max_call_tokens: u64,
     model: Option<String>,
     messages: Option<u64>,
     results: Option<u64>,
@@ -97,11 +97,14 @@ pub(super) struct Ruled<'a> {
 }
 
 impl Capture {
-    pub(super) fn new(text_limit: usize) -> Self {
+    pub(super) fn new(text_limit: usize, max_call_tokens: u64) -> Self {
         Self {
             document: Document::default(),
-            counts: None,
+            calls: Calls::default(),
+            headers: None,
             resolved: Resolved::default(),
+            tier: None,
+            max_call_tokens,
             model: None,
             messages: None,
             results: None,
@@ -145,8 +148,11 @@ impl Capture {
         }
         let (kept, seen_bytes) = self.text.so_far();
         let output = estimate_bytes(kept, seen_bytes).max(usage.output.unwrap_or(0));
-        let tokens = usage.input.unwrap_or(0).saturating_add(output);
-        Some(Running { tokens, with_input: usage.input.is_some() })
+        let tokens = usage.input.unwrap_or(0).saturating_add(output).max(usage.total.unwrap_or(0));
+        Some(Running {
+            tokens,
+            with_input: usage.total.is_some() || usage.input.is_some_and(|input| input > 0),
+        })
     }
 
     /// Text that stands in no document.
@@ -165,6 +171,25 @@ impl Capture {
     /// Whether the document at hand ends the stream, whatever stands in it.
     pub(super) fn ends(&mut self, ended: bool) {
         self.document.ended = ended;
+    }
+
+    /// The document at hand broke off.
+    pub(super) fn cut(&mut self, format: &Format) {
+        self.document.ended = false;
+        self.document.counted.cut(format);
+    }
+
+    /// Takes the counts of the answer's headers. To be asked before the first bytes.
+    pub(super) fn headers<'a>(&mut self, format: &Format, value: impl Fn(&str) -> Option<&'a [u8]>) {
+        let mut calls = Calls::default();
+        for found in super::counts::in_headers(format, value, self.max_call_tokens) {
+            calls.add(&found);
+        }
+        let resolved = calls.resolve(format);
+        if resolved != Resolved::default() {
+            self.headers = Some(Box::new(resolved));
+            self.resolve(format);
+        }
     }
 
     /// Forgets the document at hand, but for the name of its event.
@@ -196,8 +221,14 @@ impl Capture {
             self.final_text = Some(text);
             self.text.forget();
         }
-        if !document.hits.is_empty() {
-            self.count(format);
+        if let Some(tier) = document.counted.tier.take() {
+            self.tier = tier;
+        }
+        if !document.counted.is_empty() {
+            let has_text = document.has_text;
+            if document.counted.commit(format, &mut self.calls, has_text, self.max_call_tokens) {
+                self.resolve(format);
+            }
         }
         self.last_had_text = self.document.has_text;
         self.ended = self.document.ended;
@@ -205,36 +236,11 @@ impl Capture {
         self.document.begin = self.text.mark();
     }
 
-    fn count(&mut self, format: &Format) {
-        let shapes = &format.shapes;
-        let counts = self.counts.get_or_insert_with(|| vec![Counts::default(); shapes.len()].into());
-        // Of several places for one class the first in its list counts, and then that of the next event.
-        let mut firsts: SmallVec<[(u8, Class, u8, Amount); 16]> = SmallVec::new();
-        for hit in &self.document.hits {
-            for action in format.answer.tree.actions(hit.node) {
-                let Action::Count { shape, class, order } = *action else { continue };
-                let amount = match shapes[usize::from(shape)].merge {
-                    Merge::Last => hit.last,
-                    Merge::Sum => hit.sum,
-                    Merge::Max => hit.max,
-                };
-                match firsts.iter_mut().find(|first| first.0 == shape && first.1 == class) {
-                    Some(first) if first.2 < order => {}
-                    // One pointer with a `*` may have led to several nodes.
-                    Some(first) if first.2 == order => {
-                        first.3 = first.3.merge(amount, shapes[usize::from(shape)].merge);
-                    }
-                    Some(first) => *first = (shape, class, order, amount),
-                    None => firsts.push((shape, class, order, amount)),
-                }
-            }
+    fn resolve(&mut self, format: &Format) {
+        self.resolved = self.calls.resolve(format);
+        if let Some(headers) = &self.headers {
+            self.resolved = self.resolved.or(headers);
         }
-        for (shape, class, _, amount) in firsts {
-            let how = shapes[usize::from(shape)].merge;
-            let count = &mut counts[usize::from(shape)][class as usize];
-            *count = count.merge(amount, how);
-        }
-        self.resolved = best(counts, format);
         self.reported = complete(&self.resolved.usage);
         if self.reported {
             self.without_text();
@@ -243,12 +249,14 @@ impl Capture {
     }
 
     /// Everything, at the end.
-    pub(super) fn finish(self) -> Learnt {
+    pub(super) fn finish(mut self) -> Learnt {
         let text = match self.final_text {
             _ if self.reported => Text::default(),
             Some(text) => text.into_text(),
             None => self.text.into_text(),
         };
+        self.resolved.disbelieve_zeros(!text.is_empty());
+        self.resolved.billing.tier = self.tier;
         Learnt {
             resolved: self.resolved,
             model: self.model,
@@ -260,18 +268,6 @@ impl Capture {
             text,
         }
     }
-}
-
-/// The counts by the shape that they fit best; the first of those that fit equally well.
-fn best(counts: &[Counts], format: &Format) -> Resolved {
-    let mut best = (0, 0);
-    for (shape, counts) in counts.iter().enumerate() {
-        let fit = fit(counts);
-        if fit > best.0 {
-            best = (fit, shape);
-        }
-    }
-    resolve(&format.shapes[best.1], &counts[best.1])
 }
 
 /// What an answer told.
@@ -291,15 +287,73 @@ pub(super) struct Learnt {
 }
 
 impl Ruled<'_> {
-    fn number(&mut self, node: NodeId, amount: Amount) {
-        let hits = &mut self.capture.document.hits;
-        match hits.iter_mut().find(|hit| hit.node == node) {
-            Some(hit) => {
-                hit.last = amount;
-                hit.sum = hit.sum.plus(amount);
-                hit.max = hit.max.merge(amount, Merge::Max);
+    #[inline]
+    fn count_string(&mut self, node: NodeId, value: Option<&[u8]>) {
+        let counted = &mut self.capture.document.counted;
+        let (mut class, mut depth) = (None, 0);
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Count(count) => {
+                    class = class.or(Some(count.class));
+                    depth = depth.max(count.depth);
+                }
+                Action::CountWhen { shape, class, names } if is_one(names, value) => {
+                    counted.one_more(node, *shape, *class);
+                }
+                Action::PartName(names) => counted.parts |= !is_one(names, value),
+                Action::Tier => counted.tier(value),
+                Action::NoCost => counted.no_cost |= value.is_none_or(|value| !value.is_empty()),
+                Action::CallEnd { shape } if value.is_none_or(|value| !value.is_empty()) => {
+                    counted.end(*shape);
+                }
+                Action::CallId { shape, depth, strong } => {
+                    if let Some(id) = value.filter(|id| !id.is_empty()) {
+                        counted.id(*shape, *depth, *strong, CallId::new(id));
+                    }
+                }
+                Action::WholeWhen { depth, names } => counted.whole(*depth, is_one(names, value)),
+                Action::TurnWhen { depth, names } if is_one(names, value) => counted.turn(*depth),
+                _ => {}
             }
-            None => hits.push(Hit { node, last: amount, sum: amount, max: amount }),
+        }
+        let amount = match class {
+            None => None,
+            Some(Class::Cost) => value.map_or(Some(Amount::Bad), Amount::parse_dollars),
+            Some(_) => Some(Amount::parse_string(value)),
+        };
+        if let Some(amount) = amount {
+            counted.number(node, depth, amount);
+        }
+    }
+
+    #[inline]
+    fn count_scalar(&mut self, node: NodeId, raw: Option<&[u8]>) {
+        let counted = &mut self.capture.document.counted;
+        let set = raw != Some(b"null") && raw != Some(b"false");
+        let (mut class, mut depth) = (None, 0);
+        for action in self.format.answer.tree.actions(node) {
+            match action {
+                Action::Count(count) => {
+                    class = class.or(Some(count.class));
+                    depth = depth.max(count.depth);
+                }
+                Action::NoCost => counted.no_cost |= set,
+                Action::CallEnd { shape } if set => counted.end(*shape),
+                Action::CallId { shape, depth, strong } if set => {
+                    if let Some(id) = raw {
+                        counted.id(*shape, *depth, *strong, CallId::new(id));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let amount = match class {
+            None => None,
+            Some(Class::Cost) => raw.map_or(Some(Amount::Bad), Amount::parse_dollars),
+            Some(_) => raw.map_or(Some(Amount::Bad), Amount::parse),
+        };
+        if let Some(amount) = amount {
+            counted.number(node, depth, amount);
         }
     }
 
@@ -363,12 +417,9 @@ impl Sink for Ruled<'_> {
 
     #[inline]
     fn string(&mut self, node: NodeId, value: Option<&[u8]>) {
+        self.count_string(node, value);
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Count { .. } => {
-                    self.number(node, Amount::Bad);
-                    break;
-                }
                 Action::Model { order } => self.model(*order, value.unwrap_or_default()),
                 Action::Message => self.message(node),
                 Action::Result => self.results(1),
@@ -384,15 +435,10 @@ impl Sink for Ruled<'_> {
     }
 
     fn scalar(&mut self, node: NodeId, raw: Option<&[u8]>) {
+        self.count_scalar(node, raw);
         let null = raw == Some(b"null");
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Count { .. } => {
-                    if let Some(amount) = raw.map_or(Some(Amount::Bad), Amount::parse) {
-                        self.number(node, amount);
-                    }
-                    break;
-                }
                 Action::Message if !null => self.message(node),
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
@@ -410,6 +456,9 @@ impl Sink for Ruled<'_> {
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error = true,
                 Action::End => self.capture.document.ended = true,
+                Action::Call { depth } => self.capture.document.counted.open(*depth),
+                Action::CallEnd { shape } => self.capture.document.counted.end(*shape),
+                Action::NoCost => self.capture.document.counted.no_cost = true,
                 _ => {}
             }
         }
@@ -431,7 +480,7 @@ impl Sink for Ruled<'_> {
         }
         let below = self.format.answer.tree.subtree(node);
         let document = &mut self.capture.document;
-        document.hits.retain(|hit| !below.contains(&hit.node));
+        document.counted.forget(&below);
         document.messages.retain(|(at, _)| !below.contains(at));
         let counts = |action: &Action| matches!(action, Action::Results | Action::Result);
         if below.clone().any(|node| self.format.answer.tree.actions(node).iter().any(counts)) {

@@ -7,15 +7,17 @@
 //!
 //! The way of a chunk: the body's coding is undone on the side (`decoding`), the form of the answer cuts it into
 //! documents (`answer`, `events`, `frames`), each document is skimmed for what the format's pointers want (`skim`, `pointer`),
-//! and what is found is committed when the document ends (`capture`). At the end the provider's own counts become
-//! classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`, `formats`).
+//! and what is found is committed when the document ends (`capture`, `counts`). Counts belong to one of the answer's
+//! model calls (`calls`), and each call's become classes that overlap nowhere (`usage`). What each format's pointers are is data (`format`, `builtin`, `formats`).
 //!
 //! Where nothing is reported there is text to count (`counting`): by threads of their own, never by the reactor's.
 
 mod answer;
 mod builtin;
+mod calls;
 mod capture;
 mod counting;
+mod counts;
 mod decoding;
 mod events;
 mod format;
@@ -38,7 +40,9 @@ pub use capture::Running;
 pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
 pub use decoding::{DecodeError, decode_request};
 pub use events::StreamKind;
-pub use format::{Format, FormatConfig, FormatError, RequestConfig};
+pub use format::{
+    BillingConfig, CallsConfig, Format, FormatConfig, FormatError, HeadersConfig, RequestConfig,
+};
 pub use formats::Formats;
 pub use glean::{Pointers, glean};
 pub use inspect::{Inspected, NotJson};
@@ -50,6 +54,7 @@ use crate::model::billing::Billing;
 use crate::model::tokens::TokenUsage;
 use answer::{Answer, Trouble};
 use decoding::Body;
+use usage::Doubt;
 
 /// Bounds of what a meter may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +66,18 @@ pub struct Config {
     pub max_text_bytes: usize,
     /// How long the end of an answer may wait for a count.
     pub count_wait: Duration,
+    /// One model call uses at most so many tokens: a larger count is not believed.
+    pub max_call_tokens: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_event_bytes: 1 << 20, max_text_bytes: 256 << 10, count_wait: Duration::from_millis(5) }
+        Self {
+            max_event_bytes: 1 << 20,
+            max_text_bytes: 256 << 10,
+            count_wait: Duration::from_millis(5),
+            max_call_tokens: 10_000_000,
+        }
     }
 }
 
@@ -113,7 +125,7 @@ pub struct Reading {
     /// asked for.
     pub gleaned: Vec<Option<serde_json::Value>>,
     /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
-    /// `bad_usage`, `malformed`; the gravest, where there are several.
+    /// `malformed`, `bad_usage`, `implausible_usage`, `zero_usage`; the gravest, where there are several.
     pub flag: Option<&'static str>,
     /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
     pub streamed: bool,
@@ -132,7 +144,9 @@ impl Meter {
         content_type: Option<&[u8]>,
         content_encoding: Option<&[u8]>,
     ) -> Self {
-        let answer = Answer::new(format, config.max_event_bytes, config.max_text_bytes, status, content_type);
+        let Config { max_event_bytes, max_text_bytes, max_call_tokens, .. } = *config;
+        let answer =
+            Answer::new(format, max_event_bytes, max_text_bytes, max_call_tokens, status, content_type);
         Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
     }
 
@@ -140,6 +154,14 @@ impl Meter {
     pub fn glean(&mut self, pointers: &Arc<Pointers>) {
         if let Some(answer) = self.body.answer_mut() {
             answer.glean(pointers);
+        }
+    }
+
+    /// Also takes the counts of the answer's headers, where the format names some; `value` is that of a header by its
+    /// name in small letters. To be asked before the first bytes.
+    pub fn headers<'a>(&mut self, value: impl Fn(&str) -> Option<&'a [u8]>) {
+        if let Some(answer) = self.body.answer_mut() {
+            answer.headers(value);
         }
     }
 
@@ -195,11 +217,10 @@ impl Meter {
         if self.error_status {
             return Reading { error_event: learnt.any_error, gleaned, streamed, ..Reading::default() };
         }
-        let trouble = trouble.or(learnt.resolved.bad.then_some(Trouble::BadUsage));
         Reading {
             usage: learnt.resolved.usage,
             billed: learnt.resolved.billed,
-            billing: Billing::default(),
+            billing: learnt.resolved.billing,
             model: learnt.model,
             text: learnt.text,
             guessed: false,
@@ -207,7 +228,7 @@ impl Meter {
             messages: learnt.messages,
             results: learnt.results,
             gleaned,
-            flag: trouble.map(Trouble::as_str),
+            flag: trouble.map(Trouble::as_str).or(learnt.resolved.doubt.map(Doubt::as_str)),
             streamed,
             ended: streamed && learnt.ended,
             error_event: streamed && learnt.failed,

@@ -207,6 +207,7 @@ impl Settlement {
         if let Some(pointers) = open.route.audit.answer() {
             meter.glean(pointers);
         }
+        meter.headers(|name| head.headers.get(name).map(http::HeaderValue::as_bytes));
         open.hold_to_limit(&meter);
         open.meter = Some(meter);
     }

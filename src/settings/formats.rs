@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::reader::{Slot, Table, all};
-use crate::meter::{Counting, FormatConfig, Formats, Merge, RequestConfig};
+use crate::meter::{
+    BillingConfig, CallsConfig, Counting, FormatConfig, Formats, HeadersConfig, Merge, RequestConfig,
+};
 
 pub(super) fn formats(root: &Table<'_>) -> Option<Formats> {
     let Some(slot) = root.optional("formats") else { return Some(Formats::builtin()) };
@@ -48,6 +50,11 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let end_when = names_at(&table, "end_when");
     let text = pointers(&table, "text");
     let final_text = pointers(&table, "final_text");
+    let envelopes = pointers(&table, "envelopes");
+    let parts = names_at(&table, "parts");
+    let billing = table.optional("billing").map_or(Some(BillingConfig::default()), |slot| billing(&slot));
+    let calls = table.optional("calls").map_or(Some(CallsConfig::default()), |slot| calls(&slot));
+    let headers = table.optional("headers").map_or(Some(HeadersConfig::default()), |slot| headers(&slot));
     let counting = choice(&table, "counting", default.counting, &COUNTINGS);
     let request = table.optional("request").map_or(Some(RequestConfig::default()), |slot| request(&slot));
     Some(FormatConfig {
@@ -73,6 +80,11 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         end_when: end_when?,
         text: text?,
         final_text: final_text?,
+        envelopes: envelopes?,
+        parts: parts?,
+        billing: billing?,
+        calls: calls?,
+        headers: headers?,
         counting: counting?,
         request: request?,
     })
@@ -86,6 +98,70 @@ const COUNTINGS: [(&str, Counting); 4] = [
     ("cl100k", Counting::Cl100k),
     ("chars4", Counting::Chars4),
 ];
+
+fn billing(slot: &Slot<'_>) -> Option<BillingConfig> {
+    let table = slot.table()?;
+    let tier = pointers(&table, "tier");
+    let cache_write_1h = pointers(&table, "cache_write_1h");
+    let audio_input = pointers(&table, "audio_input");
+    let audio_output = pointers(&table, "audio_output");
+    let image_input = pointers(&table, "image_input");
+    let image_output = pointers(&table, "image_output");
+    let web_searches = pointers(&table, "web_searches");
+    let web_searches_when = names_at(&table, "web_searches_when");
+    let rerank_units = pointers(&table, "rerank_units");
+    let reported_cost = pointers(&table, "reported_cost");
+    let reported_cost_unless = pointers(&table, "reported_cost_unless");
+    Some(BillingConfig {
+        tier: tier?,
+        cache_write_1h: cache_write_1h?,
+        audio_input: audio_input?,
+        audio_output: audio_output?,
+        image_input: image_input?,
+        image_output: image_output?,
+        web_searches: web_searches?,
+        web_searches_when: web_searches_when?,
+        rerank_units: rerank_units?,
+        reported_cost: reported_cost?,
+        reported_cost_unless: reported_cost_unless?,
+    })
+}
+
+fn calls(slot: &Slot<'_>) -> Option<CallsConfig> {
+    let table = slot.table()?;
+    let each = pointers(&table, "each");
+    let id = pointers(&table, "id");
+    let event_id = pointers(&table, "event_id");
+    let end = pointers(&table, "end");
+    let whole_when = names_at(&table, "whole_when");
+    let turn_when = names_at(&table, "turn_when");
+    Some(CallsConfig {
+        each: each?,
+        id: id?,
+        event_id: event_id?,
+        end: end?,
+        whole_when: whole_when?,
+        turn_when: turn_when?,
+    })
+}
+
+fn headers(slot: &Slot<'_>) -> Option<HeadersConfig> {
+    let table = slot.table()?;
+    let input = pointers(&table, "input");
+    let cached_input = pointers(&table, "cached_input");
+    let cache_write_input = pointers(&table, "cache_write_input");
+    let output = pointers(&table, "output");
+    let total = pointers(&table, "total");
+    let reported_cost = pointers(&table, "reported_cost");
+    Some(HeadersConfig {
+        input: input?,
+        cached_input: cached_input?,
+        cache_write_input: cache_write_input?,
+        output: output?,
+        total: total?,
+        reported_cost: reported_cost?,
+    })
+}
 
 fn request(slot: &Slot<'_>) -> Option<RequestConfig> {
     let table = slot.table()?;

@@ -1,6 +1,8 @@
 //! The formats of frameworks, which pass on what a provider reported, in their own words.
 
-use super::super::format::{FormatConfig, RequestConfig};
+use std::collections::BTreeMap;
+
+use super::super::format::{BillingConfig, CallsConfig, FormatConfig, RequestConfig};
 use super::super::usage::Merge;
 use super::lists::{list, names_first, places_first, when};
 
@@ -67,22 +69,35 @@ pub(super) fn dify() -> FormatConfig {
     }
 }
 
-/// LangChain's messages: as `dumps()` writes them, and as LangServe and LangGraph send them. The numbers stand twice
-/// (`usage_metadata`, and the provider's own in `response_metadata`) and count once. The chunks of a stream add up, as
-/// LangChain itself adds them.
+/// LangChain's messages: as `dumps()` writes them under whatever key, as LangServe sends them, one or a batch, and as
+/// LangGraph's server does (docs.langchain.com, "Streaming API"): one message told again as it grows, or in a thread's
+/// state, or in a node's update. The numbers stand twice (`usage_metadata`, and the provider's own in
+/// `response_metadata`) and count once. The chunks of a message add up, as LangChain itself adds them; a whole message
+/// (`ai`) has the sum. In a state, what stands before the last human message is an earlier run's.
 pub(super) fn langchain() -> FormatConfig {
-    let places = [
-        "/kwargs",
-        "",
-        "/output",
-        "/message/kwargs",
-        "/output/kwargs",
+    const MESSAGES: [&str; 7] = [
+        "/*",
+        "/messages/*",
+        "/*/messages",
+        "/*/messages/*",
+        "/output/*",
         "/data/output",
-        "/data/output/kwargs",
-        "/0",
-        "/0/kwargs",
+        "/data/output/messages/*",
     ];
+    let at = |places: &[&str], name: &str| -> Vec<String> {
+        places.iter().map(|place| format!("{place}{name}")).collect()
+    };
+    let or_dumped = |name: &str| {
+        let dumped = format!("/kwargs{name}");
+        [at(&MESSAGES, name), at(&MESSAGES, &dumped)].concat()
+    };
+    let names = |pointers: Vec<String>, names: &[&str]| {
+        pointers.into_iter().map(|pointer| (pointer, list(names))).collect::<BTreeMap<_, _>>()
+    };
+    let places = [vec![String::new()], at(&MESSAGES, ""), at(&MESSAGES, "/kwargs")].concat();
+    let places: Vec<_> = places.iter().map(String::as_str).collect();
     let under = |names: &[&str]| names_first(&places, names);
+    let states = ["/messages/*", "/output/messages/*", "/values/messages/*", "/data/output/messages/*"];
     FormatConfig {
         input: under(&["usage_metadata/input_tokens", "response_metadata/token_usage/prompt_tokens"]),
         cached_input: under(&["usage_metadata/input_token_details/cache_read"]),
@@ -90,6 +105,29 @@ pub(super) fn langchain() -> FormatConfig {
         output: under(&["usage_metadata/output_tokens", "response_metadata/token_usage/completion_tokens"]),
         reasoning: under(&["usage_metadata/output_token_details/reasoning"]),
         total: under(&["usage_metadata/total_tokens", "response_metadata/token_usage/total_tokens"]),
+        billing: BillingConfig {
+            audio_input: under(&["usage_metadata/input_token_details/audio"]),
+            audio_output: under(&["usage_metadata/output_token_details/audio"]),
+            ..BillingConfig::default()
+        },
+        calls: CallsConfig {
+            each: list(&MESSAGES),
+            id: or_dumped("/id"),
+            event_id: list(&["/id"]),
+            whole_when: [names(or_dumped("/type"), &["ai"]), when("/type", &["ai"])]
+                .into_iter()
+                .flatten()
+                .collect(),
+            turn_when: [
+                names(at(&states, "/type"), &["human"]),
+                names(at(&states, "/kwargs/type"), &["human"]),
+                names(at(&states, "/role"), &["user", "human"]),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            ..CallsConfig::default()
+        },
         model: under(&["response_metadata/model_name", "response_metadata/model"]),
         merge: Merge::Sum,
         text: list(&[

@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+/// What services wrap a provider's answer in. (Anthropic's `message_start` has a first guess of the usage under
+/// `/message`, so that the formats with the same names leave that one out.)
+pub(super) const ENVELOPES: [&str; 8] =
+    ["/result", "/data", "/message", "/response", "/output", "/body", "/payload", "/response/body"];
+
 pub(super) fn list(pointers: &[&str]) -> Vec<String> {
     pointers.iter().map(|pointer| (*pointer).to_owned()).collect()
 }
@@ -14,6 +19,11 @@ pub(super) fn names_first(places: &[&str], names: &[&str]) -> Vec<String> {
 /// Every name at the first place, then at the second, and so on.
 pub(super) fn places_first(places: &[&str], names: &[&str]) -> Vec<String> {
     places.iter().flat_map(|place| names.iter().map(move |name| format!("{place}/{name}"))).collect()
+}
+
+/// The same names at several places.
+pub(super) fn when_at(pointers: &[&str], names: &[&str]) -> BTreeMap<String, Vec<String>> {
+    pointers.iter().map(|pointer| ((*pointer).to_owned(), list(names))).collect()
 }
 
 pub(super) fn when(pointer: &str, names: &[&str]) -> BTreeMap<String, Vec<String>> {

@@ -1,6 +1,6 @@
 //! The formats of servers that run a model themselves. (vLLM, LM Studio and others speak OpenAI's.)
 
-use super::super::format::{FormatConfig, RequestConfig};
+use super::super::format::{FormatConfig, HeadersConfig, RequestConfig};
 use super::lists::list;
 
 /// github.com/ollama/ollama/blob/main/docs/api.md. `prompt_eval_count` may be left out when the prompt was cached:
@@ -51,9 +51,15 @@ pub(super) fn llama_cpp_timings() -> FormatConfig {
 }
 
 /// huggingface.github.io/text-generation-inference, `/generate` and `/generate_stream`. Without a stream the input is not
-/// told.
+/// told in the body, but in a header; so it is by text-embeddings-inference (`x-compute-tokens`), which reports nothing
+/// else for its own embeddings and rerankings.
 pub(super) fn text_generation_inference() -> FormatConfig {
     FormatConfig {
+        headers: HeadersConfig {
+            input: list(&["x-prompt-tokens", "x-compute-tokens"]),
+            output: list(&["x-generated-tokens"]),
+            ..HeadersConfig::default()
+        },
         input: list(&["/details/input_length", "/*/details/input_length"]),
         output: list(&["/details/generated_tokens", "/*/details/generated_tokens"]),
         error: list(&["/error"]),

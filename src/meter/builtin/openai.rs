@@ -1,35 +1,62 @@
 //! OpenAI's formats, and those of the many who speak them.
 
-use super::super::format::{FormatConfig, RequestConfig};
-use super::lists::{list, places_first, when};
+use super::super::format::{BillingConfig, CallsConfig, FormatConfig, RequestConfig};
+use super::lists::{ENVELOPES, list, names_first, places_first, when, when_at};
+
+/// Where a chat completion's usage stands: at the top, Groq's, Moonshot's.
+const USAGES: [&str; 3] = ["/usage", "/x_groq/usage", "/choices/*/usage"];
+
+/// What of a chat completion has a price of its own. `cost` is OpenRouter's (openrouter.ai/docs, "Usage accounting"):
+/// with a key of the customer's own (`is_byok`) it is its fee alone.
+fn openai_billing() -> BillingConfig {
+    BillingConfig {
+        tier: list(&["/service_tier"]),
+        audio_input: list(&["/usage/prompt_tokens_details/audio_tokens"]),
+        audio_output: list(&["/usage/completion_tokens_details/audio_tokens"]),
+        image_input: list(&["/usage/prompt_tokens_details/image_tokens"]),
+        image_output: list(&["/usage/completion_tokens_details/image_tokens"]),
+        cache_write_1h: list(&["/usage/cache_creation/ephemeral_1h_input_tokens"]),
+        web_searches: list(&["/usage/server_tool_use/web_search_requests", "/usage/num_search_queries"]),
+        reported_cost: list(&["/usage/cost", "/usage/cost/total_cost"]),
+        reported_cost_unless: list(&["/usage/is_byok"]),
+        ..BillingConfig::default()
+    }
+}
 
 /// Chat completions of OpenAI (platform.openai.com/docs/api-reference/chat) and of those who speak it: Azure, Groq
 /// (`x_groq.usage`), Mistral (`connector_tokens` of its conversations), xAI, DeepSeek (`prompt_cache_hit_tokens`),
-/// LiteLLM, OpenRouter, Perplexity, Together, Fireworks, vLLM, LM Studio.
+/// LiteLLM, OpenRouter, Together, Fireworks, vLLM, LM Studio, Moonshot (the last choice of a stream has the usage).
+///
+/// A completion has one `id`, but some proxies make up another for each chunk.
 pub(super) fn openai_chat() -> FormatConfig {
     FormatConfig {
-        input: list(&["/usage/prompt_tokens", "/x_groq/usage/prompt_tokens"]),
+        envelopes: list(&ENVELOPES),
+        calls: CallsConfig {
+            event_id: list(&["/id"]),
+            end: list(&["/choices/*/finish_reason"]),
+            ..CallsConfig::default()
+        },
+        billing: openai_billing(),
+        input: places_first(&USAGES, &["prompt_tokens"]),
         extra_input: list(&["/usage/connector_tokens"]),
-        cached_input: list(&[
-            "/usage/prompt_tokens_details/cached_tokens",
-            "/x_groq/usage/prompt_tokens_details/cached_tokens",
-            "/usage/prompt_cache_hit_tokens",
-            "/usage/cache_read_input_tokens",
-            "/usage/cached_tokens",
-            "/usage/num_cached_tokens",
-        ]),
+        cached_input: names_first(
+            &USAGES,
+            &[
+                "prompt_tokens_details/cached_tokens",
+                "prompt_cache_hit_tokens",
+                "cache_read_input_tokens",
+                "cached_tokens",
+                "num_cached_tokens",
+            ],
+        ),
         cache_write_input: list(&[
             "/usage/prompt_tokens_details/cache_write_tokens",
             "/usage/prompt_tokens_details/cache_creation_tokens",
             "/usage/cache_creation_input_tokens",
         ]),
-        output: list(&["/usage/completion_tokens", "/x_groq/usage/completion_tokens"]),
-        reasoning: list(&[
-            "/usage/completion_tokens_details/reasoning_tokens",
-            "/x_groq/usage/completion_tokens_details/reasoning_tokens",
-            "/usage/reasoning_tokens",
-        ]),
-        total: list(&["/usage/total_tokens", "/x_groq/usage/total_tokens"]),
+        output: places_first(&USAGES, &["completion_tokens"]),
+        reasoning: names_first(&USAGES, &["completion_tokens_details/reasoning_tokens", "reasoning_tokens"]),
+        total: places_first(&USAGES, &["total_tokens"]),
         model: list(&["/model"]),
         error: list(&["/error", "/x_groq/error"]),
         text: places_first(
@@ -58,10 +85,48 @@ pub(super) fn openai_chat() -> FormatConfig {
     }
 }
 
+/// Perplexity (docs.perplexity.ai, "Sonar deep research"): what its searches read is billed as `citation_tokens` and what
+/// it thought as `reasoning_tokens`, and neither is in the other counts, nor in the sum.
+pub(super) fn perplexity() -> FormatConfig {
+    FormatConfig {
+        envelopes: list(&ENVELOPES),
+        input: list(&["/usage/prompt_tokens"]),
+        extra_input: list(&["/usage/citation_tokens"]),
+        output: list(&["/usage/completion_tokens"]),
+        reasoning: list(&["/usage/reasoning_tokens"]),
+        total: list(&["/usage/total_tokens"]),
+        output_includes_reasoning: false,
+        calls: openai_chat().calls,
+        billing: BillingConfig {
+            web_searches: list(&["/usage/num_search_queries"]),
+            reported_cost: list(&["/usage/cost/total_cost"]),
+            ..BillingConfig::default()
+        },
+        ..FormatConfig::default()
+    }
+}
+
 /// platform.openai.com/docs/api-reference/responses. The terminal event is `response.completed`, `.incomplete` or
 /// `.failed`; all may have usage. Audio transcriptions and images report in the same names.
 pub(super) fn openai_responses() -> FormatConfig {
+    let searches = || when_at(&["/output/*/type", "/response/output/*/type"], &["web_search_call"]);
+    let parts = |side: &str, kind: &str| {
+        let names =
+            [format!("{side}_tokens_details/{kind}_tokens"), format!("{side}_token_details/{kind}_tokens")];
+        names_first(&["/response/usage", "/usage"], &names.each_ref().map(String::as_str))
+    };
     FormatConfig {
+        envelopes: list(&["/result", "/data", "/output", "/body", "/payload", "/response/body"]),
+        calls: CallsConfig { id: list(&["/response/id"]), ..CallsConfig::default() },
+        billing: BillingConfig {
+            tier: list(&["/response/service_tier", "/service_tier"]),
+            audio_input: parts("input", "audio"),
+            audio_output: parts("output", "audio"),
+            image_input: parts("input", "image"),
+            image_output: parts("output", "image"),
+            web_searches_when: searches(),
+            ..BillingConfig::default()
+        },
         input: list(&["/response/usage/input_tokens", "/usage/input_tokens"]),
         cached_input: list(&[
             "/response/usage/input_tokens_details/cached_tokens",

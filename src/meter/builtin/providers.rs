@@ -1,14 +1,38 @@
 //! The formats of other providers of models.
 
-use super::super::format::{FormatConfig, RequestConfig};
+use super::super::format::{BillingConfig, CallsConfig, FormatConfig, HeadersConfig, RequestConfig};
 use super::super::usage::Merge;
 use super::lists::{list, names_first, places_first, when};
 
 /// docs.anthropic.com/en/api/messages. The input count leaves out what a cache gave or took. `message_start` has
 /// the input; its `output_tokens` is a first guess that is left alone, so that an answer that breaks off is counted
 /// by its text; the `output_tokens` of every `message_delta` is cumulative.
+///
+/// Where the server compacts the context or asks an adviser, `usage.iterations` has a usage for each sampling, and the
+/// counts beside it leave out those that are not plain messages (platform.claude.com/docs, "Compaction"): all of them
+/// are billed.
 pub(super) fn anthropic() -> FormatConfig {
     FormatConfig {
+        envelopes: list(&["/result", "/data", "/output", "/body", "/payload", "/response/body"]),
+        parts: when("/usage/iterations/*/type", &["message"]),
+        calls: CallsConfig {
+            id: list(&["/message/id"]),
+            event_id: list(&["/id"]),
+            end: list(&["/stop_reason"]),
+            ..CallsConfig::default()
+        },
+        billing: BillingConfig {
+            tier: list(&["/usage/service_tier", "/message/usage/service_tier"]),
+            cache_write_1h: list(&[
+                "/message/usage/cache_creation/ephemeral_1h_input_tokens",
+                "/usage/cache_creation/ephemeral_1h_input_tokens",
+            ]),
+            web_searches: list(&[
+                "/usage/server_tool_use/web_search_requests",
+                "/message/usage/server_tool_use/web_search_requests",
+            ]),
+            ..BillingConfig::default()
+        },
         input: list(&["/message/usage/input_tokens", "/usage/input_tokens"]),
         cached_input: list(&["/message/usage/cache_read_input_tokens", "/usage/cache_read_input_tokens"]),
         cache_write_input: list(&[
@@ -41,6 +65,9 @@ pub(super) fn anthropic() -> FormatConfig {
 
 /// ai.google.dev/api/generate-content#UsageMetadata. The candidates' count leaves thoughts out; a tool's results are
 /// input that the prompt's count leaves out. Without `alt=sse` a stream is one array of the same objects.
+///
+/// Google's Agent Development Kit (google.github.io/adk-docs) passes on the same counts in its events, each with an `id`
+/// of its own; those that are `partial` have the prompt's count of the one that they belong to.
 pub(super) fn gemini() -> FormatConfig {
     let both = |name: &str| {
         places_first(&["/usageMetadata", "/*/usageMetadata", "/response/usageMetadata"], &[name])
@@ -54,6 +81,13 @@ pub(super) fn gemini() -> FormatConfig {
         total: both("totalTokenCount"),
         output_includes_reasoning: false,
         model: list(&["/modelVersion", "/*/modelVersion", "/response/modelVersion"]),
+        calls: CallsConfig {
+            each: list(&["/*"]),
+            id: list(&["/*/id", "/*/responseId"]),
+            event_id: list(&["/id", "/responseId"]),
+            end: list(&["/candidates/*/finishReason"]),
+            ..CallsConfig::default()
+        },
         error: list(&["/error", "/0/error"]),
         text: list(&[
             "/candidates/*/content/parts/*/text",
@@ -99,6 +133,10 @@ pub(super) fn cohere() -> FormatConfig {
         output: under(&["tokens/output_tokens", "billed_units/output_tokens"]),
         billed_input: under(&["billed_units/input_tokens"]),
         billed_output: under(&["billed_units/output_tokens"]),
+        billing: BillingConfig {
+            rerank_units: under(&["billed_units/search_units"]),
+            ..BillingConfig::default()
+        },
         text: list(&["/text", "/message/content/*/text", "/delta/message/content/text"]),
         final_text: list(&["/response/text"]),
         error_when: when("/delta/finish_reason", &["ERROR", "ERROR_TOXIC", "ERROR_LIMIT"]),
@@ -161,9 +199,19 @@ pub(super) fn bedrock_converse() -> FormatConfig {
 }
 
 /// What `InvokeModel` passes through of Titan and Llama (docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html).
-/// A streamed Llama names the prompt in its first chunk alone, and both count the output up to each chunk.
+/// A streamed Llama names the prompt in its first chunk alone, and both count the output up to each chunk. The headers of
+/// an answer that is no stream have the counts of every model, also of those whose body has none (Mistral, Cohere); as in
+/// Converse, the input leaves the cache out.
 pub(super) fn bedrock_invoke() -> FormatConfig {
     FormatConfig {
+        headers: HeadersConfig {
+            input: list(&["x-amzn-bedrock-input-token-count"]),
+            cached_input: list(&["x-amzn-bedrock-cache-read-input-token-count"]),
+            cache_write_input: list(&["x-amzn-bedrock-cache-write-input-token-count"]),
+            output: list(&["x-amzn-bedrock-output-token-count"]),
+            ..HeadersConfig::default()
+        },
+        input_includes_cached: false,
         input: list(&["/inputTextTokenCount", "/prompt_token_count"]),
         output: list(&["/results/*/tokenCount", "/totalOutputTextTokenCount", "/generation_token_count"]),
         text: list(&[

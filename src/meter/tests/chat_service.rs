@@ -17,7 +17,8 @@ fn a_batch_reports_its_sum_and_its_messages() {
         "totalLatency": 830, "audits": [], "summary": {"batchSize": 2, "totalTokens": 512}}"#;
     let reading = read(JSON, body);
     assert_eq!((reading.usage.total(), reading.messages), (Some(512), Some(2)));
-    assert_eq!(reading.text, Text::default());
+    // A sum alone says nothing of its sides: the text is kept, which tells them apart.
+    assert_eq!(reading.text, Text::whole("ab"));
 }
 
 #[test]

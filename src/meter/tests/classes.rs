@@ -57,12 +57,13 @@ use Part::{Cached, Thought, Tool, Written};
 fn used() -> impl Strategy<Value = Used> {
     // Zeros and equal numbers are where readings can be taken for one another.
     let count = || prop_oneof![Just(0), Just(1), 0..20u64, 0..1_000_000u64];
+    // A side of zero is not a count, though: it is not believed (`doubts`).
     prop::array::uniform6(count()).prop_map(|[fresh, cached, written, tool, said, thought]| Used {
-        fresh,
+        fresh: fresh + 1,
         cached,
         written,
         tool,
-        said,
+        said: said + 1,
         thought,
     })
 }
