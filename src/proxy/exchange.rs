@@ -13,6 +13,7 @@ use super::audit::{self, Trail};
 use super::body::{Body, ClientFault, RequestBody};
 use super::config::Enforce;
 use super::core::{Core, Policy};
+use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
 use super::headers::{Caller, X_REQUEST_ID};
@@ -90,8 +91,8 @@ impl Exchange<'_> {
         }
 
         let request = forwarded(head, read.forward, &self.policy);
-        settlement.sent();
-        let (answer, settlement) = self.call(request, read.fault, settlement).await?;
+        let departure = settlement.calling();
+        let (answer, settlement) = self.call(request, read.fault, departure, settlement).await?;
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
@@ -117,13 +118,14 @@ impl Exchange<'_> {
         &self,
         request: Request<RequestBody>,
         fault: Option<ClientFault>,
+        departure: Departure,
         settlement: Settlement,
     ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
         if settlement.drain().is_none() {
-            return Ok((self.upstream.send(request, fault).await, settlement));
+            return Ok((self.upstream.send_watched(request, fault, &departure).await, settlement));
         }
         let upstream = self.upstream.clone();
-        let sending = Box::pin(async move { upstream.send(request, fault).await });
+        let sending = Box::pin(async move { upstream.send_watched(request, fault, &departure).await });
         Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 

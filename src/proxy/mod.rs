@@ -20,6 +20,7 @@ mod config;
 mod core;
 mod cut;
 mod cutting;
+mod departure;
 mod drain;
 mod draining;
 mod exchange;

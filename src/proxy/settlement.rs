@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::audit::{self, End};
 use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
+use super::departure::Departure;
 use super::drain::Drained;
 use super::failure::Failure;
 use super::route::Route;
@@ -85,6 +86,7 @@ impl Settlement {
             event_id: Uuid::now_v7(),
             arrival,
             sent: None,
+            departure: Departure::default(),
             head: None,
             ended: None,
             status: None,
@@ -184,11 +186,16 @@ impl Settlement {
         open.record_unserved(&End::unserved(outcome, status));
     }
 
-    /// The request goes out now.
-    pub(crate) fn sent(&mut self) {
-        if let Some(open) = self.open.as_mut() {
-            open.sent = Some(Instant::now());
-        }
+    /// The request is handed to the upstream now; what this returns is to know when it has left.
+    pub(crate) fn calling(&mut self) -> Departure {
+        let Some(open) = self.open.as_mut() else { return Departure::default() };
+        open.sent = Some(Instant::now());
+        open.departure.clone()
+    }
+
+    /// Whether the service may have seen the request.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.was_sent())
     }
 
     /// The answer's head is here: the meter is chosen by it.
@@ -295,8 +302,8 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let Some(mut open) = self.open.take() else { return };
         let outcome = self.outcome.unwrap_or_else(|| open.interrupted());
-        if open.sent.is_none() {
-            // It waited for its admission: the upstream was never called.
+        if !open.was_sent() {
+            // It waited for its admission, or for a connection: the upstream was never called.
             return open.record_unserved_with(outcome, Records::new());
         }
         open.ended.get_or_insert_with(Instant::now);

@@ -16,6 +16,7 @@ use crate::proxy::audit::{Bearer, Trail};
 use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
 use crate::proxy::cut::CutEvent;
+use crate::proxy::departure::Departure;
 use crate::proxy::headers::Caller;
 use crate::proxy::route::Route;
 use crate::quota::Reservation;
@@ -72,6 +73,7 @@ pub(super) struct Open {
     pub(super) event_id: Uuid,
     pub(super) arrival: Arrival,
     pub(super) sent: Option<Instant>,
+    pub(super) departure: Departure,
     pub(super) head: Option<Instant>,
     pub(super) ended: Option<Instant>,
     pub(super) status: Option<u16>,
@@ -121,6 +123,11 @@ impl Open {
         } else {
             Outcome::ClientAborted
         }
+    }
+
+    /// Whether the service may have seen the request.
+    pub(super) fn was_sent(&self) -> bool {
+        self.head.is_some() || self.departure.has_left()
     }
 
     /// What leaving early costs at least: one message's reservation.

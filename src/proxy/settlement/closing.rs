@@ -134,7 +134,7 @@ impl Open {
     }
 
     /// Records an exchange that the upstream did not answer: no tokens, no messages. A refusal charges nothing at
-    /// all; a failed call counts as a call.
+    /// all, nor does one that ended before its request was sent; a failed call counts as a call.
     pub(super) fn record_unserved(mut self: Box<Self>, end: &End<'_>) {
         self.ended = Some(Instant::now());
         let outcome = end.outcome;
@@ -147,7 +147,13 @@ impl Open {
     /// The same with these audit events.
     pub(super) fn record_unserved_with(mut self: Box<Self>, outcome: Outcome, mut audits: Records) {
         self.ended.get_or_insert_with(Instant::now);
-        let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
+        let interrupted = matches!(outcome, Outcome::ClientAborted | Outcome::Cut | Outcome::Crashed);
+        let not_sent = interrupted && !self.was_sent();
+        if not_sent {
+            self.metadata.insert("not_sent".into(), json!(true));
+        }
+        let is_call = outcome != Outcome::Refused && !not_sent;
+        let used = Amounts { api_calls: u64::from(is_call), ..Amounts::default() };
         let charges = self.charge(used);
         let model = self.subject.inspected.model.clone();
         let hub = self.hub.clone();

@@ -97,7 +97,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     let tenant = TenantId::parse("tn_panic").unwrap();
     let (entitlement, _) = core.entitlement(&tenant, Timestamp::now()).await;
     settlement.reserve(&entitlement).await.unwrap();
-    settlement.sent();
+    settlement.calling().leave();
     assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (1, 1));
     let handler = tokio::spawn(async move {
         let _settlement = settlement;
@@ -114,7 +114,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     // The next exchange of the same tenant is served.
     let mut next = opened(&core);
     next.reserve(&entitlement).await.unwrap();
-    next.sent();
+    next.calling();
     next.failed(Outcome::UpstreamError, 502);
     journal.close();
     let (_, journal) = core_in(data.path());
