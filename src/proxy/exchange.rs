@@ -16,7 +16,7 @@ use super::core::{Core, Policy};
 use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
-use super::headers::{Caller, X_REQUEST_ID};
+use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};
@@ -90,7 +90,10 @@ impl Exchange<'_> {
             settlement.reserve(entitlement).await?;
         }
 
-        let request = forwarded(head, read.forward, &self.policy);
+        let mut request = forwarded(head, read.forward, &self.policy);
+        if self.route.config.narrow_accept_encoding {
+            narrow_accept_encoding(request.headers_mut());
+        }
         let departure = settlement.calling();
         let (answer, settlement) = self.call(request, read.fault, departure, settlement).await?;
         let response = match answer {
@@ -204,6 +207,7 @@ impl Exchange<'_> {
             _ => Vec::new(),
         };
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         Subject {
             tenant,
             provisional,
@@ -218,6 +222,7 @@ impl Exchange<'_> {
             user_agent: text(head, header::USER_AGENT).map(str::to_owned),
             message_chars: inspected.text.kept.chars().count() as u64,
             inspected,
+            model,
         }
     }
 }

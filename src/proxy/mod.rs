@@ -29,7 +29,9 @@ mod headers;
 mod identify;
 mod inspect;
 mod listener;
+mod model_name;
 mod passing;
+mod pattern;
 mod pause;
 mod refusal;
 mod reply;
@@ -41,11 +43,12 @@ mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
 pub use self::config::{
-    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig,
+    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, ModelConfig, PathMatch, RouteConfig,
     ServerConfig, SourceConfig, UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
 pub use self::cut::CutEvent;
 pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};
+pub use self::pattern::segment_names;
 pub use self::refusal::RefusalText;

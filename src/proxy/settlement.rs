@@ -108,11 +108,13 @@ impl Settlement {
     /// replica's can't cover it, for `lease_wait` at most. Not for a tenant that only the answer names.
     pub(crate) async fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Failure> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
+        // Until the answer names a model.
+        let model = open.priced_as(None);
         let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
         let mut amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
-        // Of what it will name nothing is known but what the request asks for. Output is the dearer side.
-        let (price, _) = open.policy.prices.price(open.subject.inspected.model.as_deref(), open.arrival.at);
+        // Output is the dearer side.
+        let (price, _) = open.policy.prices.price(model.as_deref(), open.arrival.at);
         let tokens = TokenUsage { output: Some(amounts.tokens), ..TokenUsage::default() };
         amounts.cost_nanousd = price.cost_nanousd(&tokens);
         let enforce = config.enforce == Enforce::Hard;

@@ -53,7 +53,7 @@ impl Open {
         };
         let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
         if matches!(basis, Basis::Text(_)) {
-            let model = reading.model.as_deref().or(self.subject.inspected.model.as_deref());
+            let model = reading.model.as_deref().or(self.subject.model.name.as_deref());
             let job = CountJob {
                 encoding: self.route.format.counting.encoding(model),
                 request: std::mem::take(&mut self.subject.inspected.text),
@@ -83,7 +83,7 @@ impl Open {
         let priced =
             charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
         let served = charging::is_served(close.outcome, self.status);
-        let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
+        let model = self.priced_as(close.reading.model.as_deref());
         let billed = close.reading.billed.as_ref();
         let tokens = priced.tokens.unwrap_or(0);
         let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, tokens, served);
@@ -155,7 +155,7 @@ impl Open {
         let is_call = outcome != Outcome::Refused && !not_sent;
         let used = Amounts { api_calls: u64::from(is_call), ..Amounts::default() };
         let charges = self.charge(used);
-        let model = self.subject.inspected.model.clone();
+        let model = self.priced_as(None);
         let hub = self.hub.clone();
         let event =
             self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);

@@ -13,6 +13,7 @@ use crate::model::event::Record;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::TokenUsage;
 use crate::proxy::headers::Caller;
+use crate::proxy::model_name::Expected;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
@@ -79,6 +80,7 @@ fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
         request_id: "r-1".to_owned(),
         user_agent: None,
         inspected: Inspected::default(),
+        model: Expected::default(),
         message_chars: 0,
         segments: Vec::new(),
         values: Vec::new(),
