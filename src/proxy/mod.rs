@@ -9,7 +9,8 @@
 //!    goes to `record`.
 //!
 //! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
-//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `draining` reads on what a client left behind.
+//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `departure` knows whether a request has left for
+//! the service, and `model_name` which model it is priced as; `draining` reads on what a client left behind.
 //! `failure` and `reply` make every answer that is
 //! the gateway's own.
 

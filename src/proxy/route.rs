@@ -197,6 +197,7 @@ fn normalise(path: &str) -> Cow<'_, str> {
 /// segments.
 fn with_escaped_slashes(path: &str) -> Option<String> {
     const KEPT: [&str; 3] = ["2F", "5C", "25"];
+    memchr::memchr(b'%', path.as_bytes())?;
     let mut escapes = path.split('%');
     let mut text = Vec::with_capacity(path.len());
     let mut kept_slash = false;

@@ -163,7 +163,7 @@ fn model(table: &Table<'_>, path: Option<&str>, format: Option<&str>) -> Option<
         }
     };
     let segment = given(table.optional("model_segment").map(|slot| slot.parse("a string", of_path)));
-    let names = table.optional("models").map_or(Some(BTreeMap::new()), |slot| names(&slot));
+    let names = table.optional("models").map_or(Some(BTreeMap::new()), |slot| names(&slot.in_one_line()));
     Some(ModelConfig { route: route?, request: request?, segment: segment?, names: names? })
 }
 

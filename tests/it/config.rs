@@ -307,6 +307,8 @@ fn a_route_says_which_model_prices_what_names_none() {
         }
     );
     assert!(!route.narrow_accept_encoding);
+    let printed = load(&load(&format!("[[routes]]\n{keys}")).masked());
+    assert_eq!(printed.routes, [route], "as it is printed, it comes to the same");
     assert!(load("").routes.iter().all(|route| route.narrow_accept_encoding && !route.model.request));
 }
 
