@@ -133,7 +133,7 @@ pub struct UsageEvent {
     pub messages: u64,
     /// Embeddings charged.
     pub embeddings: u64,
-    /// The model that the answer (or else the request) names.
+    /// The model that priced it; `None` is the default price.
     pub model: Option<String>,
     /// How it ended.
     pub outcome: Outcome,

@@ -28,7 +28,7 @@ pub struct Intent {
     pub endpoint: String,
     /// The chat session named by the request.
     pub chat_session_id: Option<String>,
-    /// The model that the request names.
+    /// The model that priced what is reserved.
     pub model: Option<String>,
     /// The `x-request-id` of the exchange.
     pub request_id: String,

@@ -1,5 +1,6 @@
 //! What the proxy is configured with.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,7 +130,7 @@ pub struct IdentifyConfig {
 pub enum PathMatch {
     /// As a lenient backend would read it: decoded, slashes collapsed, dots resolved, trailing slash dropped.
     Loose,
-    /// Byte for byte.
+    /// Byte for byte; only the `:` before an operation may be escaped.
     Exact,
 }
 
@@ -163,7 +164,7 @@ pub struct CutConfig {
 /// A metered route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// Its path; `{name}` stands for one segment.
+    /// Its path; `{name}` stands for one segment, `{name}:verb` for one that ends so.
     pub path: String,
     /// Its methods; empty is every one but `OPTIONS`.
     pub methods: Vec<http::Method>,
@@ -175,6 +176,10 @@ pub struct RouteConfig {
     pub enforce: Enforce,
     /// The answer format, by name.
     pub format: String,
+    /// Which model prices it where its answer names none.
+    pub model: ModelConfig,
+    /// Whether the upstream is offered only those content codings that the meter reads.
+    pub narrow_accept_encoding: bool,
     /// Tokens reserved for each message before anything is known.
     pub reserve_tokens: u64,
     /// What is done with a request's body.
@@ -192,6 +197,21 @@ pub struct RouteConfig {
     pub refusal: Option<Arc<RefusalText>>,
     /// What its exchanges leave in the audit trail.
     pub audit: Vec<AuditRule>,
+}
+
+/// Which model a route's exchanges are priced as where their answers name none. First what the path names, then the
+/// request, where it is believed, then the route's own; else the default's price holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// The route's own.
+    pub route: Option<String>,
+    /// Whether the request's word counts.
+    pub request: bool,
+    /// The segment of the path that names it, or several with a `/` between; `None` is where the paths of known
+    /// providers do, unless the route has its own.
+    pub segment: Option<String>,
+    /// What is priced for a name that path or request give: a deployment's model, an alias's.
+    pub names: BTreeMap<String, String>,
 }
 
 /// What is done with a request's body.

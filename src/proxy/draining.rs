@@ -47,7 +47,7 @@ pub(crate) type Sending = BoxFuture<'static, Result<Response<Incoming>, Failure>
 /// The client has left: reads the rest in a task of its own where the route says so and there is room, else lets the
 /// upstream go at once. Either way the exchange is recorded.
 pub(crate) fn client_left(rest: Rest, mut settlement: Settlement) {
-    if settlement.ended() {
+    if settlement.ended() || !settlement.was_sent() {
         return;
     }
     let Some((core, limits)) = settlement.drain().map(|(core, limits)| (core.clone(), limits)) else {

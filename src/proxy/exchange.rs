@@ -13,9 +13,10 @@ use super::audit::{self, Trail};
 use super::body::{Body, ClientFault, RequestBody};
 use super::config::Enforce;
 use super::core::{Core, Policy};
+use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
-use super::headers::{Caller, X_REQUEST_ID};
+use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};
@@ -89,9 +90,12 @@ impl Exchange<'_> {
             settlement.reserve(entitlement).await?;
         }
 
-        let request = forwarded(head, read.forward, &self.policy);
-        settlement.sent();
-        let (answer, settlement) = self.call(request, read.fault, settlement).await?;
+        let mut request = forwarded(head, read.forward, &self.policy);
+        if self.route.config.narrow_accept_encoding {
+            narrow_accept_encoding(request.headers_mut());
+        }
+        let departure = settlement.calling();
+        let (answer, settlement) = self.call(request, read.fault, departure, settlement).await?;
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
@@ -117,13 +121,14 @@ impl Exchange<'_> {
         &self,
         request: Request<RequestBody>,
         fault: Option<ClientFault>,
+        departure: Departure,
         settlement: Settlement,
     ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
         if settlement.drain().is_none() {
-            return Ok((self.upstream.send(request, fault).await, settlement));
+            return Ok((self.upstream.send_watched(request, fault, &departure).await, settlement));
         }
         let upstream = self.upstream.clone();
-        let sending = Box::pin(async move { upstream.send(request, fault).await });
+        let sending = Box::pin(async move { upstream.send_watched(request, fault, &departure).await });
         Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
@@ -202,6 +207,7 @@ impl Exchange<'_> {
             _ => Vec::new(),
         };
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         Subject {
             tenant,
             provisional,
@@ -216,6 +222,7 @@ impl Exchange<'_> {
             user_agent: text(head, header::USER_AGENT).map(str::to_owned),
             message_chars: inspected.text.kept.chars().count() as u64,
             inspected,
+            model,
         }
     }
 }

@@ -9,7 +9,8 @@
 //!    goes to `record`.
 //!
 //! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
-//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `draining` reads on what a client left behind.
+//! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `departure` knows whether a request has left for
+//! the service, and `model_name` which model it is priced as; `draining` reads on what a client left behind.
 //! `failure` and `reply` make every answer that is
 //! the gateway's own.
 
@@ -20,6 +21,7 @@ mod config;
 mod core;
 mod cut;
 mod cutting;
+mod departure;
 mod drain;
 mod draining;
 mod exchange;
@@ -28,7 +30,9 @@ mod headers;
 mod identify;
 mod inspect;
 mod listener;
+mod model_name;
 mod passing;
+mod pattern;
 mod pause;
 mod refusal;
 mod reply;
@@ -40,11 +44,12 @@ mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
 pub use self::config::{
-    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, PathMatch, RouteConfig,
+    BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, ModelConfig, PathMatch, RouteConfig,
     ServerConfig, SourceConfig, UpstreamConfig,
 };
 pub use self::core::{Core, Policy, PolicyError, PolicyParts};
 pub use self::cut::CutEvent;
 pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};
+pub use self::pattern::segment_names;
 pub use self::refusal::RefusalText;

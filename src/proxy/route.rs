@@ -12,6 +12,8 @@ use percent_encoding::percent_decode_str;
 use super::audit;
 use super::config::{IdentifyConfig, PathMatch, RouteConfig, SourceConfig};
 use super::identify::{Rejection, Rules};
+use super::model_name::ModelRules;
+use super::pattern::{Piece, pieces};
 use crate::meter::{Format, Formats};
 
 /// A metered route, compiled.
@@ -22,6 +24,7 @@ pub(crate) struct Route {
     /// How its requests are given a tenant.
     pub(crate) sources: Arc<Rules>,
     pub(crate) audit: audit::Rules,
+    pub(crate) model: ModelRules,
 }
 
 impl Route {
@@ -29,7 +32,7 @@ impl Route {
         let format = formats
             .format(&config.format)
             .ok_or_else(|| format!("there is no format named {:?}", config.format))?;
-        let segments = names(&config.path);
+        let segments: Vec<String> = pieces(&config.path).filter_map(Piece::name).map(str::to_owned).collect();
         let sources = match &config.sources {
             Some(sources) => {
                 let own = IdentifyConfig { sources: sources.clone(), ..shared.identify.clone() };
@@ -42,7 +45,8 @@ impl Route {
             _ => None,
         });
         let audit = audit::Rules::new(&config.audit, &segments, tenant)?;
-        Ok(Self { config: config.clone(), format, sources, audit })
+        let model = ModelRules::new(config)?;
+        Ok(Self { config: config.clone(), format, sources, audit, model })
     }
 
     /// Whether a request that can't be given a tenant passes unmetered.
@@ -94,7 +98,7 @@ impl Table {
             match config.path_match {
                 PathMatch::Exact => exact.push(route),
                 PathMatch::Loose => {
-                    let path = normalise(&config.path).into_owned();
+                    let path = shape(&normalise(&config.path));
                     match loose.iter_mut().find(|(known, _)| *known == path) {
                         Some((_, routes)) => routes.push(route),
                         None => loose.push((path, vec![route])),
@@ -102,6 +106,8 @@ impl Table {
                 }
             }
         }
+        // The closest fit first: `{model}:verb` before `{model}`.
+        exact.sort_by_key(|route: &Arc<Route>| std::cmp::Reverse(suffix_bytes(&route.config.path)));
         let mut router = matchit::Router::new();
         for (path, routes) in loose {
             router.insert(&path, routes).map_err(|error| format!("route {path}: {error}"))?;
@@ -120,30 +126,61 @@ impl Table {
         if let Some((route, segments)) = self.exact.iter().filter(takes).find_map(exactly) {
             return Some(Found { route, segments });
         }
-        let normal = normalise(path);
-        let found = self.loose.at(&normal).ok()?;
-        let route = found.value.iter().find(takes)?.clone();
-        Some(Found { route, segments: found.params.iter().map(|(_, segment)| segment.to_owned()).collect() })
+        let loosely = |path: &str| {
+            let found = self.loose.at(path).ok()?;
+            let route = found.value.iter().find(takes)?.clone();
+            let segments = found.params.iter().map(|(_, segment)| segment.to_owned()).collect();
+            Some(Found { route, segments })
+        };
+        loosely(&normalise(path)).or_else(|| {
+            let mut found = loosely(&with_escaped_slashes(path)?)?;
+            for segment in &mut found.segments {
+                *segment = percent_decode_str(segment).decode_utf8_lossy().into_owned();
+            }
+            Some(found)
+        })
     }
+}
+
+/// A pattern with its names numbered: two that differ in names alone are one to the router.
+fn shape(pattern: &str) -> String {
+    let number = |(at, piece): (usize, Piece<'_>)| match piece {
+        Piece::Literal(text) => format!("/{text}"),
+        Piece::Named { suffix, .. } => format!("/{{p{at}}}{suffix}"),
+    };
+    pieces(pattern).enumerate().map(number).collect()
+}
+
+fn suffix_bytes(pattern: &str) -> usize {
+    let bytes = |piece: Piece<'_>| match piece {
+        Piece::Literal(_) => 0,
+        Piece::Named { suffix, .. } => suffix.len(),
+    };
+    pieces(pattern).map(bytes).sum()
 }
 
 /// The segments of `path` that `pattern` has names for, where it is that pattern's, byte for byte.
 fn segments_of(pattern: &str, path: &str) -> Option<Vec<String>> {
-    let (mut named, mut segments) = (Vec::new(), path.split('/'));
-    for expected in pattern.split('/') {
-        match segments.next()? {
-            segment if expected.starts_with('{') && !segment.is_empty() => named.push(segment.to_owned()),
-            segment if segment == expected => {}
-            _ => return None,
+    let (mut named, mut segments) = (Vec::new(), path.strip_prefix('/')?.split('/'));
+    for piece in pieces(pattern) {
+        let segment = segments.next()?;
+        match piece {
+            Piece::Literal(text) if text == segment => {}
+            Piece::Literal(_) => return None,
+            Piece::Named { suffix, .. } => named.push(before(segment, suffix)?.to_owned()),
         }
     }
     segments.next().is_none().then_some(named)
 }
 
-/// The names that a route's path has for its segments, in order.
-fn names(path: &str) -> Vec<String> {
-    let name = |segment: &str| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned());
-    path.split('/').filter_map(name).collect()
+/// What of a segment comes before `suffix`. Some clients escape its `:`.
+fn before<'a>(segment: &'a str, suffix: &str) -> Option<&'a str> {
+    let strip = |rest: &'a str, c: char| {
+        let escaped = || rest.strip_suffix("%3A").or_else(|| rest.strip_suffix("%3a"));
+        rest.strip_suffix(c).or_else(|| if c == ':' { escaped() } else { None })
+    };
+    let name = suffix.chars().rev().try_fold(segment, strip)?;
+    (!name.is_empty()).then_some(name)
 }
 
 /// The path as a lenient backend reads it: percent-decoded once, backslashes and repeated slashes as one slash
@@ -152,7 +189,35 @@ fn normalise(path: &str) -> Cow<'_, str> {
     if is_normal(path) {
         return Cow::Borrowed(path);
     }
-    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    Cow::Owned(resolved(&percent_decode_str(path).decode_utf8_lossy()))
+}
+
+/// The same for a backend that splits a path before it decodes it, where that makes a difference: an escaped slash is a
+/// part of its segment, as in the ARN of a model (`/model/arn%3Aaws%3A…%2F…/converse`). What is left to decode is in the
+/// segments.
+fn with_escaped_slashes(path: &str) -> Option<String> {
+    const KEPT: [&str; 3] = ["2F", "5C", "25"];
+    memchr::memchr(b'%', path.as_bytes())?;
+    let mut escapes = path.split('%');
+    let mut text = Vec::with_capacity(path.len());
+    let mut kept_slash = false;
+    text.extend_from_slice(escapes.next()?.as_bytes());
+    for rest in escapes {
+        let code = rest.get(..2).unwrap_or_default();
+        match KEPT.iter().find(|kept| kept.eq_ignore_ascii_case(code)) {
+            Some(kept) => {
+                kept_slash |= *kept != "25";
+                text.push(b'%');
+                text.extend_from_slice(rest.as_bytes());
+            }
+            None => text.extend(percent_decode_str(&format!("%{rest}"))),
+        }
+    }
+    kept_slash.then(|| resolved(&String::from_utf8_lossy(&text)))
+}
+
+/// Without dot segments, and with one slash for several.
+fn resolved(decoded: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in decoded.split(['/', '\\']) {
         match segment {
@@ -163,7 +228,7 @@ fn normalise(path: &str) -> Cow<'_, str> {
             other => segments.push(other),
         }
     }
-    Cow::Owned(format!("/{}", segments.join("/")))
+    format!("/{}", segments.join("/"))
 }
 
 fn is_normal(path: &str) -> bool {
@@ -215,6 +280,37 @@ mod tests {
             assert_eq!(of(other), None, "{other}");
         }
         assert_eq!(segments_of("/a", "/a"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_name_with_an_operation_behind_it_is_found_in_exact_paths() {
+        let of = |path| segments_of("/models/{m}:generateContent", path);
+        assert_eq!(of("/models/gemini-2.5-pro:generateContent"), Some(vec!["gemini-2.5-pro".to_owned()]));
+        assert_eq!(of("/models/a:b%3AgenerateContent"), Some(vec!["a:b".to_owned()]));
+        assert_eq!(of("/models/a%3agenerateContent"), Some(vec!["a".to_owned()]));
+        for other in ["/models/:generateContent", "/models/a:countTokens", "/models/a:generateContent/"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_escaped_slash_stays_in_its_segment_where_the_path_is_split_first() {
+        let of = |path| with_escaped_slashes(path);
+        assert_eq!(
+            of("/model/arn%3aaws%3Abedrock%2fanthropic.claude-v2%3A1//converse/").as_deref(),
+            Some("/model/arn:aws:bedrock%2fanthropic.claude-v2:1/converse")
+        );
+        assert_eq!(of("/a%2Fb%2541%C3%A4").as_deref(), Some("/a%2Fb%2541ä"));
+        assert_eq!(of("/model/a%20b"), None, "there it makes no difference");
+        assert_eq!(of("/a%2"), None);
+        assert_eq!(of("/a%2Fb%ä%"), Some("/a%2Fb%ä%".to_owned()));
+    }
+
+    #[test]
+    fn patterns_that_differ_in_names_alone_are_one() {
+        assert_eq!(shape("/a/{x}/b/{y}:go"), shape("/a/{tenant}/b/{model}:go"));
+        assert_ne!(shape("/a/{x}:go"), shape("/a/{x}"));
+        assert_eq!(shape("/"), "/");
     }
 
     #[test]

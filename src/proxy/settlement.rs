@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::audit::{self, End};
 use super::config::{DrainConfig, Enforce};
 use super::core::{Core, Policy};
+use super::departure::Departure;
 use super::drain::Drained;
 use super::failure::Failure;
 use super::route::Route;
@@ -85,6 +86,7 @@ impl Settlement {
             event_id: Uuid::now_v7(),
             arrival,
             sent: None,
+            departure: Departure::default(),
             head: None,
             ended: None,
             status: None,
@@ -106,11 +108,13 @@ impl Settlement {
     /// replica's can't cover it, for `lease_wait` at most. Not for a tenant that only the answer names.
     pub(crate) async fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Failure> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
+        // Until the answer names a model.
+        let model = open.priced_as(None);
         let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
         let mut amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
-        // Of what it will name nothing is known but what the request asks for. Output is the dearer side.
-        let (price, _) = open.policy.prices.price(open.subject.inspected.model.as_deref(), open.arrival.at);
+        // Output is the dearer side.
+        let (price, _) = open.policy.prices.price(model.as_deref(), open.arrival.at);
         let tokens = TokenUsage { output: Some(amounts.tokens), ..TokenUsage::default() };
         amounts.cost_nanousd = price.cost_nanousd(&tokens);
         let enforce = config.enforce == Enforce::Hard;
@@ -184,11 +188,16 @@ impl Settlement {
         open.record_unserved(&End::unserved(outcome, status));
     }
 
-    /// The request goes out now.
-    pub(crate) fn sent(&mut self) {
-        if let Some(open) = self.open.as_mut() {
-            open.sent = Some(Instant::now());
-        }
+    /// The request is handed to the upstream now; what this returns is to know when it has left.
+    pub(crate) fn calling(&mut self) -> Departure {
+        let Some(open) = self.open.as_mut() else { return Departure::default() };
+        open.sent = Some(Instant::now());
+        open.departure.clone()
+    }
+
+    /// Whether the service may have seen the request.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.was_sent())
     }
 
     /// The answer's head is here: the meter is chosen by it.
@@ -296,8 +305,8 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let Some(mut open) = self.open.take() else { return };
         let outcome = self.outcome.unwrap_or_else(|| open.interrupted());
-        if open.sent.is_none() {
-            // It waited for its admission: the upstream was never called.
+        if !open.was_sent() {
+            // It waited for its admission, or for a connection: the upstream was never called.
             return open.record_unserved_with(outcome, Records::new());
         }
         open.ended.get_or_insert_with(Instant::now);

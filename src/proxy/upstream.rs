@@ -8,12 +8,13 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::body::{ClientFault, RequestBody};
 use super::config::UpstreamConfig;
+use super::departure::{Counting, Departure};
 use super::failure::Failure;
 
 /// How long an idle connection is kept. Node closes its side after 5 s by default: a connection that we give up
@@ -26,7 +27,7 @@ const MAX_HEADERS: usize = 512;
 /// A client of the upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, RequestBody>,
+    client: Client<Counting<HttpsConnector<HttpConnector>>, RequestBody>,
     scheme: Scheme,
     authority: Authority,
     prefix: String,
@@ -56,7 +57,7 @@ impl Upstream {
             .http1_preserve_header_case(true)
             .http1_max_headers(MAX_HEADERS)
             .set_host(false)
-            .build(connector);
+            .build(Counting(connector));
         let prefix = config.url.path().trim_end_matches('/').to_owned();
         Ok(Self { client, scheme, authority, prefix, config: config.clone() })
     }
@@ -67,15 +68,41 @@ impl Upstream {
     /// was found closed).
     pub(crate) async fn send(
         &self,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         fault: Option<ClientFault>,
     ) -> Result<Response<Incoming>, Failure> {
+        let request = self.addressed(request)?;
+        self.answer(self.client.request(request), fault).await
+    }
+
+    /// The same, with `departure` knowing when the request has left.
+    pub(crate) async fn send_watched(
+        &self,
+        request: Request<RequestBody>,
+        fault: Option<ClientFault>,
+        departure: &Departure,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = self.addressed(request)?;
+        let capture = capture_connection(&mut request);
+        self.answer(departure.watch(capture, self.client.request(request)), fault).await
+    }
+
+    /// The request with the upstream's address.
+    fn addressed(&self, mut request: Request<RequestBody>) -> Result<Request<RequestBody>, Failure> {
         let uri = self.target(request.uri())?;
         self.set_host(&mut request);
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
-        let answer = tokio::time::timeout(self.config.first_byte_timeout, self.client.request(request)).await;
-        match answer {
+        Ok(request)
+    }
+
+    /// The head of the answer within the limits, or why there is none.
+    async fn answer(
+        &self,
+        sending: impl Future<Output = Result<Response<Incoming>, Error>>,
+        fault: Option<ClientFault>,
+    ) -> Result<Response<Incoming>, Failure> {
+        match tokio::time::timeout(self.config.first_byte_timeout, sending).await {
             Ok(Ok(response)) => Ok(response),
             Err(_) => Err(Failure::UpstreamTimeout),
             Ok(Err(error)) => {

@@ -1,5 +1,6 @@
 //! `[[routes]]`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,16 @@ use super::tenants::{self, Surroundings};
 use super::units;
 use crate::meter::Formats;
 use crate::model::event::EventType;
+use crate::model::price::MAX_NAME_BYTES;
 use crate::proxy::{
-    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, PathMatch, RefusalText, RouteConfig, SourceConfig,
+    BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, ModelConfig, PathMatch, RefusalText, RouteConfig,
+    SourceConfig, segment_names,
 };
 
 /// What a chat message took in the service itself, before anything was known.
 const RESERVE_TOKENS: u64 = 150;
-const MAX_BODY_BYTES: usize = 1 << 20;
+/// Room for a chat with images in it, base64 and all.
+const MAX_BODY_BYTES: usize = 8 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 const DRAIN_BYTES: u64 = 16 << 20;
 
@@ -63,10 +67,12 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
         slot.integer(0..=1_000_000_000)
     });
+    let model = model(&table, path.as_deref(), format);
+    let narrow = optional(&table, "narrow_accept_encoding", true, true, |slot| slot.boolean());
     let body = body(&table);
     let drain = drain(&table);
     let cut = cut(&table, enforce);
-    let segments = path.as_deref().map(names).unwrap_or_default();
+    let segments = path.as_deref().and_then(|path| segment_names(path).ok()).unwrap_or_default();
     let sources =
         table.optional("sources").map(|slot| sources(&slot.in_one_line(), &segments, context.around));
     let unidentified = table.optional("unidentified");
@@ -83,6 +89,8 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         path_match: path_match?,
         enforce: enforce?,
         format: format?.to_owned(),
+        model: model?,
+        narrow_accept_encoding: narrow?,
         reserve_tokens: reserve_tokens?,
         body: body?,
         sources: given(sources)?,
@@ -138,10 +146,64 @@ fn sources(slot: &Slot<'_>, segments: &[String], around: &Surroundings<'_>) -> O
     Some(sources)
 }
 
-/// The names that a path has for its segments.
-fn names(path: &str) -> Vec<String> {
-    let name = |segment: &str| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned());
-    path.split('/').filter_map(name).collect()
+/// Which model prices a route's exchanges where their answers name none.
+fn model(table: &Table<'_>, path: Option<&str>, format: Option<&str>) -> Option<ModelConfig> {
+    let route = given(table.optional("model").map(|slot| slot.parse("a string", model_name)));
+    let own = !matches!(route, Some(None));
+    let believed = !own && path.zip(format).is_some_and(|(path, format)| is_model_api(path, format));
+    let request = optional(table, "request_model", believed, believed, |slot| slot.boolean());
+    let of_path = |text: &str| {
+        let path = path.unwrap_or_default();
+        let names = segment_names(path).unwrap_or_default();
+        match text.split('/').find(|name| !names.iter().any(|known| known == name)) {
+            Some(name) if !path.is_empty() => {
+                Err(format!("{name:?} is no segment of {path}: write {{{name}}} in the path"))
+            }
+            _ => Ok(text.to_owned()),
+        }
+    };
+    let segment = given(table.optional("model_segment").map(|slot| slot.parse("a string", of_path)));
+    let names = table.optional("models").map_or(Some(BTreeMap::new()), |slot| names(&slot.in_one_line()));
+    Some(ModelConfig { route: route?, request: request?, segment: segment?, names: names? })
+}
+
+fn names(slot: &Slot<'_>) -> Option<BTreeMap<String, String>> {
+    let named = slot.table()?.named();
+    let pairs = named.into_iter().map(|(name, slot)| Some((name, slot.parse("a string", model_name)?)));
+    Some(all(pairs)?.into_iter().collect())
+}
+
+fn model_name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("is empty: write a model's name".to_owned()),
+        1..=MAX_NAME_BYTES => Ok(text.to_owned()),
+        _ => Err(format!("is longer than any model's name: {MAX_NAME_BYTES} bytes at most")),
+    }
+}
+
+/// Whether a route is that of a model's own API, by its format or, with `auto`, by the end of its path: there the
+/// request's model is the one that answers. An application in between takes its model from its own settings.
+fn is_model_api(path: &str, format: &str) -> bool {
+    const FORMATS: [&str; 14] = [
+        "openai-chat",
+        "openai-responses",
+        "openai-completions",
+        "openai-embeddings",
+        "anthropic",
+        "gemini",
+        "vertex-embeddings",
+        "cohere",
+        "bedrock-converse",
+        "bedrock-invoke",
+        "ollama",
+        "llama-cpp",
+        "llama-cpp-timings",
+        "text-generation-inference",
+    ];
+    const ENDS: [&str; 5] =
+        ["/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"];
+    FORMATS.contains(&format)
+        || (format == "auto" && ENDS.iter().any(|end| path.trim_end_matches('/').ends_with(end)))
 }
 
 /// What becomes of the upstream's answer when its client leaves.
@@ -211,20 +273,7 @@ fn path(text: &str) -> Result<String, String> {
     if let Some(odd) = text.chars().find(|c| c.is_control() || c.is_whitespace() || "?#".contains(*c)) {
         return Err(format!("{text:?} holds {odd:?}: write the path alone, without a query"));
     }
-    let mut names = Vec::new();
-    for segment in text.split('/').filter(|segment| segment.contains(['{', '}'])) {
-        let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-        let name = name
-            .filter(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
-        let Some(name) = name else {
-            return Err(format!("{text:?} holds {segment:?}: {{name}} stands for one whole segment"));
-        };
-        if names.contains(&name) {
-            return Err(format!("{text:?} holds {segment:?} twice: give each its own name"));
-        }
-        names.push(name);
-    }
-    Ok(text.to_owned())
+    segment_names(text).map(|_| text.to_owned())
 }
 
 fn method(text: &str) -> Result<http::Method, String> {
@@ -244,9 +293,11 @@ fn method(text: &str) -> Result<http::Method, String> {
 /// Whether some request would be both, as far as names of segments and a closing slash go.
 fn same(a: &RouteConfig, b: &RouteConfig) -> bool {
     let shape = |route: &RouteConfig| {
-        let segments =
-            route.path.split('/').map(|segment| if segment.starts_with('{') { "{}" } else { segment });
-        let shape = segments.collect::<Vec<_>>().join("/");
+        let nameless = |segment: &str| match segment.split_once('}') {
+            Some((_, suffix)) => format!("{{}}{suffix}"),
+            None => segment.to_owned(),
+        };
+        let shape = route.path.split('/').map(nameless).collect::<Vec<_>>().join("/");
         if route.path_match == PathMatch::Loose { shape.trim_end_matches('/').to_owned() } else { shape }
     };
     let overlap = a.methods.is_empty()

@@ -43,7 +43,7 @@ pub struct Call {
     pub used: Amounts,
     /// It was refused, for quota or because quotas could not be checked.
     pub refused: bool,
-    /// The model that the answer, or else the request, names.
+    /// The model that priced it.
     pub model: Option<String>,
     /// What it asked for, where its row keeps that.
     pub asked: Option<Amounts>,

@@ -11,7 +11,8 @@ use tollgate::model::event::EventType;
 use tollgate::model::quota::{Dimension, Limits};
 use tollgate::model::tenant::TenantId;
 use tollgate::proxy::{
-    AuditWhen, BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, PathMatch, SourceConfig,
+    AuditWhen, BodyConfig, CutConfig, CutEvent, DrainConfig, Enforce, JwtKey, ModelConfig, PathMatch,
+    SourceConfig,
 };
 use tollgate::settings::{Fault, Faults, OnOutage, Settings, needs_restart};
 
@@ -102,7 +103,7 @@ fn the_built_in_default_is_the_service_as_it_stands() {
         (route.event, route.path_match, route.enforce),
         (EventType::ChatMessage, PathMatch::Loose, Enforce::Hard)
     );
-    assert_eq!((route.reserve_tokens, route.body), (150, BodyConfig::Json { max_bytes: 1 << 20 }));
+    assert_eq!((route.reserve_tokens, route.body), (150, BodyConfig::Json { max_bytes: 8 << 20 }));
     assert_eq!((route.pass_unidentified, route.sources.as_deref()), (None, None));
     let kinds: Vec<_> = route.audit.iter().map(|rule| rule.event_type.as_str()).collect();
     assert_eq!(kinds, ["chat_message_received", "chat_response_sent", "api_error", "quota_exceeded"]);
@@ -272,6 +273,72 @@ fn the_services_other_routes_are_shipped_and_let_pass_what_names_no_tenant() {
         settings.warnings().iter().all(|warning| !warning.starts_with("routes")),
         "{:?}",
         settings.warnings()
+    );
+}
+
+#[test]
+fn a_route_says_which_model_prices_what_names_none() {
+    let route = |keys: &str| load(&format!("[[routes]]\n{keys}")).routes.remove(0);
+    let believes = |path: &str, keys: &str| route(&format!("path = \"{path}\"\n{keys}")).model.request;
+    // An application takes its model from its own settings, whatever its client says.
+    for path in ["/api/widget/chat", "/api/chat", "/api/generate", "/completions"] {
+        assert!(!believes(path, ""), "{path}");
+    }
+    for path in ["/v1/chat/completions", "/openai/v1/responses", "/v1/messages/"] {
+        assert!(believes(path, ""), "{path}");
+        assert!(!believes(path, "request_model = false\n"), "{path}");
+        assert!(!believes(path, "model = \"gpt-4o\"\n"), "{path}: it has one of its own");
+        assert!(believes(path, "model = \"gpt-4o\"\nrequest_model = true\n"), "{path}");
+        assert!(!believes(path, "format = \"vercel-ai\"\n"), "{path}");
+    }
+    for format in ["openai-chat", "anthropic", "gemini", "ollama"] {
+        assert!(believes("/api/chat", &format!("format = \"{format}\"\n")), "{format}");
+    }
+    let keys = "path = \"/v1/models/{owner}/{name}/run\"\nmodel = \"m\"\nmodel_segment = \"owner/name\"\n\
+                models = { \"a/b\" = \"gpt-4o\" }\nnarrow_accept_encoding = false\n";
+    let route = route(keys);
+    assert_eq!(
+        route.model,
+        ModelConfig {
+            route: Some("m".into()),
+            request: false,
+            segment: Some("owner/name".into()),
+            names: BTreeMap::from([("a/b".into(), "gpt-4o".into())]),
+        }
+    );
+    assert!(!route.narrow_accept_encoding);
+    let printed = load(&load(&format!("[[routes]]\n{keys}")).masked());
+    assert_eq!(printed.routes, [route], "as it is printed, it comes to the same");
+    assert!(load("").routes.iter().all(|route| route.narrow_accept_encoding && !route.model.request));
+}
+
+#[test]
+fn faults_of_a_routes_models_and_patterns_are_told_at_once() {
+    let file = File::with(
+        "[[routes]]\npath = \"/a/{x}\"\nmodel = \"\"\nrequest_model = 1\nmodel_segment = \"x/y\"\n\
+         models = { a = 1 }\nnarrow_accept_encoding = \"yes\"\n\
+         [[routes]]\npath = \"/b/{x}{y}\"\n[[routes]]\npath = \"/c/pre{x}\"\n\
+         [[routes]]\npath = \"/d/{x}:%67o\"\n[[routes]]\npath = \"/e/{x-y}:go\"\n\
+         [[routes]]\npath = \"/f/{x}:go/{x}\"\n[[routes]]\npath = \"/g/{x}:go\"\n\
+         [[routes]]\npath = \"/g/{y}:go\"\n[[routes]]\npath = \"/g/{y}:stop\"\n",
+    );
+    let faults: Vec<_> =
+        file.faults().into_iter().map(|(_, key, reason)| format!("{key}: {reason}")).collect();
+    assert_eq!(
+        faults,
+        [
+            "routes[0].model: is empty: write a model's name",
+            "routes[0].request_model: must be true or false, not a whole number",
+            "routes[0].model_segment: \"y\" is no segment of /a/{x}: write {y} in the path",
+            "routes[0].models.a: must be a string, not a whole number",
+            "routes[0].narrow_accept_encoding: must be true or false, not a string",
+            "routes[1].path: \"/b/{x}{y}\" holds \"{x}{y}\": one segment has one name",
+            "routes[2].path: \"/c/pre{x}\" holds \"pre{x}\": {name} stands for a segment, or for its beginning, as in {name}:verb",
+            "routes[3].path: \"/d/{x}:%67o\" holds \"{x}:%67o\": write what follows the name unescaped",
+            "routes[4].path: \"/e/{x-y}:go\" holds \"{x-y}:go\": a name is of letters, digits and _",
+            "routes[5].path: \"/f/{x}:go/{x}\" holds \"{x}\" twice: give each its own name",
+            "routes[7]: is the same path and method as routes[6]: remove one of them",
+        ]
     );
 }
 

@@ -13,6 +13,7 @@ mod leaving;
 mod process;
 pub(crate) mod program;
 mod restart;
+mod unsent;
 mod upstream;
 
 use serde_json::{Value, json};
@@ -98,7 +99,7 @@ async fn counters_equal_events(database: &Database<'_>) {
                  (SELECT coalesce(sum(CASE dimension
                      WHEN 'tokens_per_day' THEN tokens_consumed
                      WHEN 'chat_messages_per_day' THEN chat_messages
-                     WHEN 'api_calls_per_minute' THEN CASE WHEN outcome = 'refused' THEN 0 ELSE 1 END
+                     WHEN 'api_calls_per_minute' THEN CASE WHEN outcome = 'refused' OR metadata ? 'not_sent' THEN 0 ELSE 1 END
                      ELSE embeddings END), 0)::bigint
                  FROM tenant_usage_realtime u WHERE u.tenant_id = q.tenant_id) AS events
              FROM quota_usage q GROUP BY tenant_id, dimension) d

@@ -16,10 +16,15 @@ use crate::proxy::audit::{Bearer, Trail};
 use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
 use crate::proxy::cut::CutEvent;
+use crate::proxy::departure::Departure;
 use crate::proxy::headers::Caller;
+use crate::proxy::model_name::Expected;
 use crate::proxy::route::Route;
 use crate::quota::Reservation;
 use crate::record::Hub;
+
+/// The name in a row's metadata of who named its model, where its answer did not.
+const MODEL_FROM: &str = "model_from";
 
 /// When a request arrived, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +53,8 @@ pub(crate) struct Subject {
     pub(crate) request_id: String,
     pub(crate) user_agent: Option<String>,
     pub(crate) inspected: Inspected,
+    /// The model that it is priced as until its answer names one.
+    pub(crate) model: Expected,
     /// Characters of the request's messages.
     pub(crate) message_chars: u64,
     /// The segments of its path that the route has names for.
@@ -72,6 +79,7 @@ pub(super) struct Open {
     pub(super) event_id: Uuid,
     pub(super) arrival: Arrival,
     pub(super) sent: Option<Instant>,
+    pub(super) departure: Departure,
     pub(super) head: Option<Instant>,
     pub(super) ended: Option<Instant>,
     pub(super) status: Option<u16>,
@@ -121,6 +129,24 @@ impl Open {
         } else {
             Outcome::ClientAborted
         }
+    }
+
+    /// Whether the service may have seen the request.
+    pub(super) fn was_sent(&self) -> bool {
+        self.head.is_some() || self.departure.has_left()
+    }
+
+    /// The model that prices it: the one that its answer names, else the expected one. Who named that is noted in the
+    /// row (`model_from`), where tokens are counted.
+    pub(super) fn priced_as(&mut self, answer: Option<&str>) -> Option<String> {
+        if let Some(model) = answer {
+            self.metadata.remove(MODEL_FROM);
+            return Some(model.to_owned());
+        }
+        if self.route.format.has_tokens() {
+            self.metadata.insert(MODEL_FROM.into(), self.subject.model.by.as_str().into());
+        }
+        self.subject.model.name.clone()
     }
 
     /// What leaving early costs at least: one message's reservation.

@@ -53,7 +53,7 @@ impl Open {
         };
         let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
         if matches!(basis, Basis::Text(_)) {
-            let model = reading.model.as_deref().or(self.subject.inspected.model.as_deref());
+            let model = reading.model.as_deref().or(self.subject.model.name.as_deref());
             let job = CountJob {
                 encoding: self.route.format.counting.encoding(model),
                 request: std::mem::take(&mut self.subject.inspected.text),
@@ -83,7 +83,7 @@ impl Open {
         let priced =
             charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
         let served = charging::is_served(close.outcome, self.status);
-        let model = close.reading.model.clone().or_else(|| self.subject.inspected.model.clone());
+        let model = self.priced_as(close.reading.model.as_deref());
         let billed = close.reading.billed.as_ref();
         let tokens = priced.tokens.unwrap_or(0);
         let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, tokens, served);
@@ -134,7 +134,7 @@ impl Open {
     }
 
     /// Records an exchange that the upstream did not answer: no tokens, no messages. A refusal charges nothing at
-    /// all; a failed call counts as a call.
+    /// all, nor does one that ended before its request was sent; a failed call counts as a call.
     pub(super) fn record_unserved(mut self: Box<Self>, end: &End<'_>) {
         self.ended = Some(Instant::now());
         let outcome = end.outcome;
@@ -147,9 +147,15 @@ impl Open {
     /// The same with these audit events.
     pub(super) fn record_unserved_with(mut self: Box<Self>, outcome: Outcome, mut audits: Records) {
         self.ended.get_or_insert_with(Instant::now);
-        let used = Amounts { api_calls: u64::from(outcome != Outcome::Refused), ..Amounts::default() };
+        let interrupted = matches!(outcome, Outcome::ClientAborted | Outcome::Cut | Outcome::Crashed);
+        let not_sent = interrupted && !self.was_sent();
+        if not_sent {
+            self.metadata.insert("not_sent".into(), json!(true));
+        }
+        let is_call = outcome != Outcome::Refused && !not_sent;
+        let used = Amounts { api_calls: u64::from(is_call), ..Amounts::default() };
         let charges = self.charge(used);
-        let model = self.subject.inspected.model.clone();
+        let model = self.priced_as(None);
         let hub = self.hub.clone();
         let event =
             self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);

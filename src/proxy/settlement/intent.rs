@@ -23,7 +23,7 @@ impl Open {
             method: self.subject.method.as_str().to_owned(),
             endpoint: self.route.config.path.clone(),
             chat_session_id: self.subject.inspected.session.clone(),
-            model: self.subject.inspected.model.clone(),
+            model: self.subject.model.name.clone(),
             request_id: self.subject.request_id.clone(),
             charges: reservation.charges(reserved),
             reserved,

@@ -13,6 +13,7 @@ use crate::model::event::Record;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::TokenUsage;
 use crate::proxy::headers::Caller;
+use crate::proxy::model_name::Expected;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
@@ -79,6 +80,7 @@ fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
         request_id: "r-1".to_owned(),
         user_agent: None,
         inspected: Inspected::default(),
+        model: Expected::default(),
         message_chars: 0,
         segments: Vec::new(),
         values: Vec::new(),
@@ -97,7 +99,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     let tenant = TenantId::parse("tn_panic").unwrap();
     let (entitlement, _) = core.entitlement(&tenant, Timestamp::now()).await;
     settlement.reserve(&entitlement).await.unwrap();
-    settlement.sent();
+    settlement.calling().leave();
     assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (1, 1));
     let handler = tokio::spawn(async move {
         let _settlement = settlement;
@@ -114,7 +116,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     // The next exchange of the same tenant is served.
     let mut next = opened(&core);
     next.reserve(&entitlement).await.unwrap();
-    next.sent();
+    next.calling();
     next.failed(Outcome::UpstreamError, 502);
     journal.close();
     let (_, journal) = core_in(data.path());

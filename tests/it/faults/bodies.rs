@@ -52,7 +52,8 @@ async fn a_client_that_waits_to_be_told_to_send_its_body_is_told() {
 async fn fault_19_a_chunked_body_over_the_limit_is_refused_on_the_way() {
     let (upstream, database, gateway) = gate().await;
     let chunk = [format!("{:x}\r\n", 1 << 18).as_bytes(), &vec![b' '; 1 << 18], b"\r\n"].concat();
-    let endless = [format!("{CHAT}transfer-encoding: chunked\r\n\r\n").as_bytes(), &chunk.repeat(5)].concat();
+    let endless =
+        [format!("{CHAT}transfer-encoding: chunked\r\n\r\n").as_bytes(), &chunk.repeat(33)].concat();
     assert_eq!(refusal_of(&gateway, endless).await, 413);
     assert_eq!(upstream.connections(), 0);
     assert_eq!(gateway.metric("tollgate_replies_total{code=\"body_too_large\"}").await, 1.0);
