@@ -5,7 +5,7 @@
 
 use smallvec::SmallVec;
 
-use super::calls::{CallId, Calls};
+use super::calls::Calls;
 use super::counting::estimate_bytes;
 use super::counts::Counted;
 use super::format::{Action, Format};
@@ -306,9 +306,9 @@ impl Ruled<'_> {
                 Action::CallEnd { shape } if value.is_none_or(|value| !value.is_empty()) => {
                     counted.end(*shape);
                 }
-                Action::CallId { shape, depth, strong } => {
+                Action::CallId { depth, .. } => {
                     if let Some(id) = value.filter(|id| !id.is_empty()) {
-                        counted.id(*shape, *depth, *strong, CallId::new(id));
+                        counted.id(node, *depth, id);
                     }
                 }
                 Action::WholeWhen { depth, names } => counted.whole(*depth, is_one(names, value)),
@@ -339,9 +339,9 @@ impl Ruled<'_> {
                 }
                 Action::NoCost => counted.no_cost |= set,
                 Action::CallEnd { shape } if set => counted.end(*shape),
-                Action::CallId { shape, depth, strong } if set => {
+                Action::CallId { depth, .. } if set => {
                     if let Some(id) = raw {
-                        counted.id(*shape, *depth, *strong, CallId::new(id));
+                        counted.id(node, *depth, id);
                     }
                 }
                 _ => {}

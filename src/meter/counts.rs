@@ -16,6 +16,9 @@ use crate::model::billing::Tier;
 /// How many objects that are one call each, and have counts, are told apart in one document.
 const MAX_OBJECTS: usize = 256;
 
+/// How many ids of a document are looked at: it has one or two.
+const MAX_IDS: usize = 8;
+
 /// What stood at one node, within one object.
 #[derive(Clone, Copy, Debug)]
 struct Hit {
@@ -54,7 +57,10 @@ pub(super) struct Counted {
     objects: SmallVec<[Object; 2]>,
     /// The object that is open at each depth.
     open: [Option<u16>; MAX_DEPTH + 1],
-    names: SmallVec<[Name; 4]>,
+    /// The ids of the document as a whole.
+    ids: SmallVec<[(NodeId, CallId); 2]>,
+    /// The only id of the document before: as long as it stays the same there is nothing to tell apart.
+    last_id: Option<(NodeId, CallId)>,
     ends: SmallVec<[u8; 4]>,
     more: SmallVec<[More; 2]>,
     /// The counts are those of the whole call.
@@ -72,7 +78,7 @@ impl Counted {
         self.hits.clear();
         self.objects.clear();
         self.open = [None; MAX_DEPTH + 1];
-        self.names.clear();
+        self.ids.clear();
         self.ends.clear();
         self.more.clear();
         self.whole = false;
@@ -81,8 +87,14 @@ impl Counted {
         self.tier = None;
     }
 
+    /// Whether the document says nothing of counts, nor of a call that is not the one before.
     pub(super) fn is_empty(&self) -> bool {
-        self.hits.is_empty() && self.names.is_empty() && self.ends.is_empty() && self.more.is_empty()
+        let same_id = match &self.ids[..] {
+            [] => true,
+            [id] => self.last_id == Some(*id),
+            _ => false,
+        };
+        same_id && self.hits.is_empty() && self.ends.is_empty() && self.more.is_empty()
     }
 
     /// An object that is one call begins.
@@ -167,18 +179,31 @@ impl Counted {
     }
 
     /// The call that the document, or the object at that depth, is about.
-    pub(super) fn id(&mut self, shape: u8, depth: u8, strong: bool, call: CallId) {
+    pub(super) fn id(&mut self, node: NodeId, depth: u8, id: &[u8]) {
         if depth > 0 {
             if let Some(object) = self.object(depth).filter(|object| !object.rest) {
-                object.call = Some(call);
+                object.call = Some(CallId::new(id));
             }
-            return;
+        } else if self.ids.last().is_none_or(|(last, _)| *last != node) && self.ids.len() < MAX_IDS {
+            self.ids.push((node, CallId::new(id)));
         }
-        match self.names.iter_mut().find(|name| name.shape == shape) {
-            Some(name) if name.strong && !strong => {}
-            Some(name) => *name = Name { shape, call, strong },
-            None => self.names.push(Name { shape, call, strong }),
+    }
+
+    /// Whose call it is: of a shape with several ids the one that tells more.
+    fn names(&self, format: &Format) -> SmallVec<[Name; 8]> {
+        let mut names: SmallVec<[Name; 8]> = SmallVec::new();
+        for (node, call) in &self.ids {
+            for action in format.answer.tree.actions(*node) {
+                let Action::CallId { shape, depth: 0, strong } = *action else { continue };
+                let name = Name { shape, call: *call, strong };
+                match names.iter_mut().find(|known| known.shape == shape) {
+                    Some(known) if known.strong && !strong => {}
+                    Some(known) => *known = name,
+                    None => names.push(name),
+                }
+            }
         }
+        names
     }
 
     pub(super) fn end(&mut self, shape: u8) {
@@ -236,8 +261,11 @@ impl Counted {
         max_call_tokens: u64,
     ) -> bool {
         let found = self.found(format, max_call_tokens);
-        for name in &self.names {
-            calls.name(*name, &found, has_text);
+        for name in self.names(format) {
+            calls.name(name, &found, has_text);
+        }
+        if let [.., id] = self.ids[..] {
+            self.last_id = (self.ids.len() == 1).then_some(id);
         }
         for found in &found {
             calls.add(found);

@@ -309,7 +309,10 @@ fn sum(one: &TokenUsage, other: &TokenUsage) -> TokenUsage {
 }
 
 /// How well a shape's fields fit what was seen: the sides that have a count, then all that it has.
-pub(super) fn fit(counts: &Counts) -> (usize, usize) {
+pub(super) type Fit = (usize, usize);
+
+/// How well a shape's fields fit these counts.
+pub(super) fn fit(counts: &Counts) -> Fit {
     let sides = [Class::Input, Class::Output].map(|class| counts[class as usize].positive());
     let known = counts[..TOKEN_CLASSES].iter().filter(|amount| **amount != Amount::Unknown).count();
     (sides.iter().flatten().count(), known)

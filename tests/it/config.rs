@@ -486,6 +486,37 @@ fn formats_of_the_config_stand_beside_the_built_in_ones_and_routes_name_one() {
 }
 
 #[test]
+fn a_format_of_the_config_names_calls_headers_parts_and_what_has_a_price_of_its_own() {
+    let format = "
+[formats.mine]
+input = [\"/in\"]
+envelopes = [\"/result\"]
+parts = { \"/usage/parts/*/type\" = [\"message\"] }
+calls = { each = [\"/messages/*\"], id = [\"/messages/*/id\"], turn_when = { \"/messages/*/type\" = [\"human\"] } }
+headers = { output = [\"x-out\"], reported_cost = [\"x-cost\"] }
+billing = { tier = [\"/tier\"], web_searches_when = { \"/items/*/type\" = [\"search\"] }, reported_cost = [\"/cost\"] }
+";
+    assert!(load(format).formats.format("mine").is_some());
+    for (wrong, key, reason) in [
+        ("headers = { inptu = [] }", "formats.mine.headers.inptu", "is no key here"),
+        ("calls = { each = [\"messages\"] }", "formats.mine", "calls.each: "),
+        ("headers = { input = [\"a b\"] }", "formats.mine", "headers: "),
+    ] {
+        let faults = File::with(&format!("[formats.mine]\n{wrong}\n")).faults();
+        assert_eq!((faults.len(), faults[0].1.as_str()), (1, key), "{faults:?}");
+        assert!(faults[0].2.starts_with(reason), "{faults:?}");
+    }
+}
+
+#[test]
+fn one_calls_usage_has_a_bound_that_is_no_zero() {
+    assert_eq!(load("").meter.max_call_tokens, 10_000_000);
+    assert_eq!(load("[metering]\nmax_call_tokens = 5000\n").meter.max_call_tokens, 5_000);
+    let faults = File::with("[metering]\nmax_call_tokens = 0\n").faults();
+    assert_eq!(faults[0].1, "metering.max_call_tokens");
+}
+
+#[test]
 fn a_file_can_take_the_plan_query_away() {
     assert!(Settings::load(None, &Environment::new()).unwrap().identify.plan_query.is_some());
     assert_eq!(load("[tenant]\nplan_query = \"\"\n").identify.plan_query, None);

@@ -266,3 +266,34 @@ async fn an_operators_own_format_is_told_apart_from_the_built_in_ones() {
     let expected = [json!(5), json!(2), json!(7), json!("e-1"), json!("reported")];
     assert_eq!(columns.map(|column| row[column].clone()), expected);
 }
+
+#[tokio::test]
+async fn counts_in_headers_are_charged_and_a_zero_beside_a_text_is_counted() {
+    let upstream = Upstream::answering(|request| match request.header("x-request-id").as_deref() {
+        Some("headers") => answer(200)
+            .header("x-amzn-bedrock-input-token-count", "512")
+            .header("x-amzn-bedrock-output-token-count", "37")
+            .json(&json!({"outputs": [{"text": "Two shoes."}]})),
+        _ => answer(200).json(&json!({"choices": [{"message": {"content": "Two shoes."}}],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}})),
+    })
+    .await;
+    let database = shared().database();
+    let gateway = gateway(&upstream, &database).config(ROUTE).start().await;
+    for id in ["headers", "zero"] {
+        let body = json!({"messages": [{"role": "user", "content": QUESTION}]});
+        let asked = request("POST", "/v1/replay").header("x-tenant-id", "tn_formats");
+        assert_eq!(gateway.ask(asked.header("x-request-id", id).json(&body)).await.status, 200);
+    }
+    gateway.stop().await;
+    let rows = rows(&database).await;
+    let headers = &rows["headers"];
+    assert_eq!((&headers["input_tokens"], &headers["output_tokens"]), (&json!(512), &json!(37)), "{headers}");
+    assert_eq!(headers["token_source"], "reported", "{headers}");
+    let zero = &rows["zero"];
+    assert!(zero["input_tokens"].as_u64() > Some(0) && zero["output_tokens"].as_u64() > Some(0), "{zero}");
+    assert_eq!(
+        (&zero["token_source"], &zero["metadata"]["meter_flag"]),
+        (&json!("counted"), &json!("zero_usage"))
+    );
+}
