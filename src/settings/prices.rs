@@ -114,6 +114,7 @@ const FEES: [&str; 3] = ["per_request", "per_web_search", "per_rerank_unit"];
 type Tokens = [Option<f64>; 9];
 
 /// What a tier costs.
+#[expect(clippy::large_enum_variant, reason = "read once, and then made into a price")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum TierPrice {
     /// A multiple of the standard price.

@@ -94,7 +94,7 @@ async fn rows_without_a_price_are_priced_anew_with_their_counters_and_aggregates
     for row in rows(&database, "tn_re", 5).await {
         let priced = row["model"].as_str().unwrap().starts_with("unheard");
         let metadata = &row["metadata"];
-        assert_eq!(row["cost_usd"].to_string() == "0.003", priced, "{row}");
+        assert_eq!(row["cost_usd"] == json!(0.003), priced, "{row}");
         assert_eq!(metadata["repriced_from"], if priced { json!(0.00021) } else { Value::Null }, "{row}");
         assert_eq!(metadata["default_price"] == json!(true), row["model"] == "another", "{row}");
     }

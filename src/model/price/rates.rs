@@ -76,8 +76,8 @@ impl Scale {
     pub fn like(usual: Rates, standard: &Self) -> Self {
         let grown = |long: &Rates| {
             // What its tier changes, class by class, and then what its length changes.
-            let moved = long.zip(&standard.usual, |long, usual| ratio_ppm(long, usual));
-            usual.zip(&moved, |rate, ppm| scaled(rate, ppm))
+            let moved = long.zip(&standard.usual, ratio_ppm);
+            usual.zip(&moved, scaled)
         };
         Self { usual, long: standard.long.as_ref().map(grown) }
     }
