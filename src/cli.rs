@@ -11,6 +11,7 @@ mod logs;
 mod prices;
 mod reconcile;
 mod replicas;
+mod reprice;
 mod table;
 mod what_if;
 
@@ -26,7 +27,7 @@ use jiff::{Timestamp, Unit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::commands::{Act, AuditAct, Cli, Command, ConfigFile};
+use self::commands::{Act, AuditAct, Cli, Command, ConfigFile, PricesAct};
 use crate::gateway::{self, Gateway, Inherited};
 use crate::settings::{Faults, Settings};
 use crate::store::chain::Question;
@@ -61,7 +62,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Migrate { down, config } => migrate(config, *down),
         Command::CheckConfig(config) => check_config(config),
         Command::Aggregate(config) => aggregate(config),
-        Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
+        Command::Prices { act: Some(PricesAct::Import { map, to, providers, force }), .. } => {
+            import_prices(map, to, providers, *force)
+        }
+        Command::Prices { config, json, at, models, act: None } => prices(config, *json, *at, models),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
         Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
             reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
@@ -73,6 +77,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::Replicas { config, act: None } => replicas(config),
         Command::Replicas { act: Some(Act::Retire { config, force, id }), .. } => retire(config, id, *force),
+        Command::Reprice { config, question } => reprice(config, question),
         Command::WhatIf { config, question } => what_if(config, question),
     };
     done.map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
@@ -189,6 +194,12 @@ fn prices(config: &ConfigFile, json: bool, at: Option<Timestamp>, models: &[Stri
     Ok(())
 }
 
+fn import_prices(map: &Path, to: &Path, providers: &[String], force: bool) -> anyhow::Result<()> {
+    let told = prices::import::run(map, to, providers, force)?;
+    let _ = std::io::stdout().lock().write_all(told.as_bytes());
+    Ok(())
+}
+
 fn demo(once: bool) -> anyhow::Result<()> {
     runtime()?.block_on(Box::pin(crate::demo::run(once)))
 }
@@ -273,6 +284,14 @@ fn retire(config: &ConfigFile, id: &str, force: bool) -> anyhow::Result<()> {
         ),
         Retired::Unknown => anyhow::bail!("there is no replica {id}: `tollgate replicas` lists them"),
     }
+    Ok(())
+}
+
+fn reprice(config: &ConfigFile, question: &reprice::Question) -> anyhow::Result<()> {
+    let settings = config.load()?;
+    let asked = question.asked()?;
+    let done = runtime()?.block_on(Box::pin(gateway::reprice(&settings, &asked)))?;
+    let _ = std::io::stdout().lock().write_all(reprice::render(&asked, &done, question.json).as_bytes());
     Ok(())
 }
 

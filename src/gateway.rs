@@ -22,6 +22,7 @@ mod overrides;
 mod plan_changes;
 mod policy;
 mod reload;
+mod reprice;
 mod what_if;
 
 use std::net::SocketAddr;
@@ -43,8 +44,9 @@ use self::health::Live;
 pub use self::inherited::Inherited;
 use self::notices::Notices;
 pub use self::offline::{
-    aggregate, migrate, recorded_by_model, replicas, retire, verify_audit, verify_quota, what_if,
+    aggregate, migrate, recorded_by_model, replicas, reprice, retire, verify_audit, verify_quota, what_if,
 };
+pub use self::reprice::Reprice;
 pub use self::what_if::{Refusals, Replayed, WhatIf};
 use crate::admin;
 use crate::meter::Counter;

@@ -91,6 +91,8 @@ pub struct Metrics {
     pub unmetered: Family<Label, Counter>,
     /// Answers from a model without a price of its own.
     pub unknown_models: Counter,
+    /// Answers with something that is billed and has no price, by `what`: audio tokens, web searches, a tier, …
+    pub unpriced: Family<Label, Counter>,
     /// Tenants on a plan that the config does not know.
     pub unknown_plans: Counter,
     /// Tenants with an override that an operator set.
@@ -227,6 +229,12 @@ impl Metrics {
                 "unknown_models",
                 "Answers of a model without a price",
                 Counter::default(),
+            ),
+            unpriced: add(
+                r,
+                "unpriced",
+                "Answers with something that is billed and has no price in [prices], by what it is",
+                Family::default(),
             ),
             unknown_plans: add(r, "unknown_plans", "Look-ups that gave an unknown plan", Counter::default()),
             overridden: add(r, "overridden_tenants", "Tenants with an operator's override", Gauge::default()),

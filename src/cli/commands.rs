@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{audit, reconcile, what_if};
+use super::{audit, reconcile, reprice, what_if};
 use crate::store::chain::Head;
 
 #[derive(Debug, Parser)]
@@ -51,6 +51,7 @@ pub(super) enum Command {
         Prices are US dollars per million tokens. Cached input and cache writes are parts of the input, reasoning is a \
         part of the output. A model without an entry has the default's."
     )]
+    #[command(args_conflicts_with_subcommands = true)]
     Prices {
         #[command(flatten)]
         config: ConfigFile,
@@ -63,6 +64,8 @@ pub(super) enum Command {
         /// Models, named as answers name them
         #[arg(value_name = "MODEL")]
         models: Vec<String>,
+        #[command(subcommand)]
+        act: Option<PricesAct>,
     },
     /// Run one aggregation and retention pass
     #[command(after_help = "Example:\n  tollgate aggregate --config /etc/tollgate/tollgate.toml")]
@@ -130,6 +133,19 @@ pub(super) enum Command {
         #[command(subcommand)]
         act: Option<Act>,
     },
+    /// Price recorded calls anew whose model had no price: rows, live counters and aggregates
+    #[command(
+        after_help = "Example:\n  tollgate reprice --config /etc/tollgate/tollgate.toml --since 2026-11-01 --dry-run\n\n\
+        Of calls that were priced by the default, or by what their answer said, those whose model the config has a price for \
+        now. Each gets the price that holds at its time. Rows, quotas of cost and aggregates change in one transaction a \
+        batch, with an audit event; a second run finds nothing to do. docs/prices.md has more."
+    )]
+    Reprice {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        question: reprice::Question,
+    },
     /// Replay recorded calls against other limits: who would have been refused, when, by what
     #[command(
         after_help = "Example:\n  tollgate what-if --config /etc/tollgate/tollgate.toml --plan tighter.toml --since 7d\n\n\
@@ -142,6 +158,31 @@ pub(super) enum Command {
         config: ConfigFile,
         #[command(flatten)]
         question: what_if::Question,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PricesAct {
+    /// Make [prices] out of LiteLLM's published price map
+    #[command(
+        after_help = "Example:\n  tollgate prices import model_prices_and_context_window.json \\\n    \
+        --provider openai --provider anthropic --to prices.toml\n\n\
+        The map is https://github.com/BerriAI/litellm/blob/main/model_prices_and_context_window.json. Says what could not \
+        be taken, and why. The file is a config of prices alone: put it into yours. docs/prices.md has more."
+    )]
+    Import {
+        /// The map (JSON)
+        #[arg(value_name = "FILE")]
+        map: PathBuf,
+        /// Where the prices go
+        #[arg(long, value_name = "FILE", default_value = "prices.toml")]
+        to: PathBuf,
+        /// Only models of this litellm_provider, named without its path; may be given often
+        #[arg(long = "provider", value_name = "NAME")]
+        providers: Vec<String>,
+        /// Even if the file is there: it is replaced
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -1,10 +1,13 @@
 //! `tollgate prices`: the effective price table, or what single models cost.
 
+mod decimal;
+pub(super) mod import;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::table::{columns, plain};
-use crate::model::price::{Found, Price, Rule, Tariff};
+use crate::model::price::{Found, Price, Rates, Rule, Tariff};
 use crate::settings::{DEFAULT_PRICE, PriceOrigin, Settings};
 
 /// The whole table, or the entries that price `models`, as of `at`.
@@ -46,8 +49,17 @@ impl<'a> Listing<'a> {
 
     /// A table for people, in columns.
     pub(super) fn text(&self) -> String {
-        let mut head =
-            vec!["ENTRY", "INPUT", "CACHED", "CACHE WRITE", "OUTPUT", "PER REQUEST", "CHANGES", "SOURCE"];
+        let mut head = vec![
+            "ENTRY",
+            "INPUT",
+            "CACHED",
+            "CACHE WRITE",
+            "OUTPUT",
+            "PER REQUEST",
+            "CHANGES",
+            "SOURCE",
+            "ALSO",
+        ];
         if self.lines.iter().any(|line| line.model.is_some()) {
             head.splice(0..0, ["MODEL", "MATCH"]);
         }
@@ -61,7 +73,7 @@ impl<'a> Listing<'a> {
         let prices: Vec<Value> = self.lines.iter().map(|line| line.json(self.at)).collect();
         let whole = json!({
             "at": self.at.to_string(),
-            "unit": "USD per million tokens; per_request: USD",
+            "unit": "USD per million tokens; per_request, per_web_search, per_rerank_unit: USD",
             "prices": prices,
         });
         format!("{whole:#}\n")
@@ -81,6 +93,7 @@ impl Line<'_> {
         let days: Vec<String> = later.map(|(from, _)| day_or_instant(*from)).collect();
         cells.push(if days.is_empty() { "-".to_owned() } else { days.join(", ") });
         cells.push(self.origin.map(origin_text).unwrap_or_default());
+        cells.push(others_text(price));
         cells
     }
 
@@ -112,21 +125,89 @@ impl Line<'_> {
     }
 }
 
-/// The price of each class in US dollars: per million tokens, and per request.
+/// The prices that every model has, in US dollars: per million tokens, and per request.
 fn classes(price: &Price) -> [(&'static str, f64); 5] {
-    // Picodollars a token are millionths of a dollar per million tokens. Both are far below 2⁵³ for any real price.
-    let usd = |pico: u64| pico as f64 / 1e6;
+    let usual = price.usual();
     [
-        ("input", usd(price.input)),
-        ("cached_input", usd(price.cached_input)),
-        ("cache_write_input", usd(price.cache_write_input)),
-        ("output", usd(price.output)),
-        ("per_request", price.per_request_nanousd as f64 / 1e9),
+        ("input", usd(usual.input)),
+        ("cached_input", usd(usual.cached_input)),
+        ("cache_write_input", usd(usual.cache_write_input)),
+        ("output", usd(usual.output)),
+        ("per_request", dollars(price.per_request_nanousd)),
     ]
 }
 
+/// Picodollars a token are millionths of a dollar per million tokens. Both are far below 2⁵³ for any real price.
+fn usd(pico: u64) -> f64 {
+    pico as f64 / 1e6
+}
+
+fn dollars(nanousd: u64) -> f64 {
+    nanousd as f64 / 1e9
+}
+
+/// The prices that some models have, by their keys in the config.
+fn others(price: &Price) -> Map<String, Value> {
+    let usual = price.usual();
+    let hour = (usual.cache_write_1h != usual.cache_write_input).then_some(usual.cache_write_1h);
+    let mut others = Map::new();
+    let tokens = [
+        ("cache_write_1h_input", hour),
+        ("audio_input", usual.audio_input),
+        ("audio_output", usual.audio_output),
+        ("image_input", usual.image_input),
+        ("image_output", usual.image_output),
+    ];
+    others.extend(tokens.into_iter().filter_map(|(key, rate)| Some((key.to_owned(), json!(usd(rate?))))));
+    let fees = [
+        ("per_web_search", price.per_web_search_nanousd),
+        ("per_rerank_unit", price.per_rerank_unit_nanousd),
+    ];
+    others.extend(fees.into_iter().filter_map(|(key, fee)| Some((key.to_owned(), json!(dollars(fee?))))));
+    if let Some(long) = &price.standard.long {
+        let mut rates = rates_json(long);
+        rates.insert("above".into(), json!(price.long_above));
+        others.insert("long".into(), Value::Object(rates));
+    }
+    for (key, tier) in [("flex", &price.flex), ("priority", &price.priority), ("batch", &price.batch)] {
+        let Some(tier) = tier else { continue };
+        let mut rates = rates_json(&tier.usual);
+        rates.extend(tier.long.iter().map(|long| ("long".to_owned(), Value::Object(rates_json(long)))));
+        others.insert(key.into(), Value::Object(rates));
+    }
+    others
+}
+
+fn rates_json(rates: &Rates) -> Map<String, Value> {
+    let classes = [
+        ("input", Some(rates.input)),
+        ("cached_input", Some(rates.cached_input)),
+        ("cache_write_input", Some(rates.cache_write_input)),
+        ("cache_write_1h_input", Some(rates.cache_write_1h)),
+        ("output", Some(rates.output)),
+        ("audio_input", rates.audio_input),
+        ("audio_output", rates.audio_output),
+        ("image_input", rates.image_input),
+        ("image_output", rates.image_output),
+    ];
+    classes.into_iter().filter_map(|(key, rate)| Some((key.to_owned(), json!(usd(rate?))))).collect()
+}
+
+/// `cache_write_1h_input 6, per_web_search 0.01, long, batch`: figures where there is one.
+fn others_text(price: &Price) -> String {
+    let one = |(key, value): (&String, &Value)| match value {
+        Value::Object(_) => key.clone(),
+        value => format!("{key} {}", value.as_f64().unwrap_or_default()),
+    };
+    let all: Vec<String> = others(price).iter().map(one).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
 fn price_json(price: &Price) -> Map<String, Value> {
-    classes(price).map(|(name, usd)| (name.to_owned(), json!(usd))).into_iter().collect()
+    let mut all: Map<_, _> =
+        classes(price).map(|(name, usd)| (name.to_owned(), json!(usd))).into_iter().collect();
+    all.extend(others(price));
+    all
 }
 
 /// `openai, 2026-11-24`.

@@ -1,11 +1,13 @@
 //! What commands ask of the database, without a gateway being started.
 
+use super::reprice::Reprice;
 use super::what_if::{Replayed, WhatIf};
 use super::{database, jobs};
 use crate::settings::Settings;
 use crate::store::chain::{Question, Walked};
 use crate::store::reconcile::Recorded;
 use crate::store::replicas::{Replica, Retired};
+use crate::store::reprice::Repricing;
 use crate::store::{Drift, Store};
 use crate::telemetry::Metrics;
 
@@ -43,6 +45,11 @@ pub async fn verify_quota(settings: &Settings) -> anyhow::Result<Drift> {
 /// Recorded calls against the limits of `settings`.
 pub async fn what_if(settings: &Settings, question: &WhatIf) -> anyhow::Result<Replayed> {
     with_store(settings, async |store| super::what_if::replay(settings, store, question).await).await
+}
+
+/// Rows whose model had no price, by the prices of `settings`.
+pub async fn reprice(settings: &Settings, asked: &Reprice) -> anyhow::Result<Repricing> {
+    with_store(settings, async |store| super::reprice::reprice(settings, store, asked).await).await
 }
 
 /// What was recorded of each model on `days`, to hold an invoice against.

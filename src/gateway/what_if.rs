@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::model::billing::Billing;
 use crate::model::event::EventType;
 use crate::model::quota::{Amounts, Dimension};
 use crate::model::tenant::{PlanName, TenantId};
@@ -232,12 +233,13 @@ impl Stage<'_> {
         let each = route.map_or(RESERVED_TOKENS, |route| route.reserve_tokens);
         let tokens = each.saturating_mul(messages.max(embeddings).max(1));
         let (price, _) = self.settings.prices.price(call.model.as_deref(), call.at);
+        let usage = TokenUsage { output: Some(tokens), ..TokenUsage::default() };
         Amounts {
             tokens,
             api_calls: 1,
             chat_messages: messages,
             embeddings,
-            cost_nanousd: price.cost_nanousd(&TokenUsage { output: Some(tokens), ..TokenUsage::default() }),
+            cost_nanousd: price.cost_nanousd(&usage, &Billing::default()),
             concurrent: 1,
         }
     }

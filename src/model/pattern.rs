@@ -8,13 +8,15 @@ pub struct Pattern {
     text: String,
     /// What stands before, between and after the `*`: two pieces at least.
     pieces: Vec<String>,
+    /// Whether there is a `/` in it: asked for every name.
+    path: bool,
 }
 
 impl Pattern {
     /// `None` where there is no `*`: a name that means itself.
     pub fn parse(text: &str) -> Option<Self> {
         let pieces: Vec<String> = text.split('*').map(str::to_owned).collect();
-        (pieces.len() > 1).then(|| Self { text: text.to_owned(), pieces })
+        (pieces.len() > 1).then(|| Self { text: text.to_owned(), pieces, path: text.contains('/') })
     }
 
     /// As it was written.
@@ -29,7 +31,7 @@ impl Pattern {
 
     /// Whether it says something of a path before the name: `openrouter/*`.
     pub fn names_a_path(&self) -> bool {
-        self.text.contains('/')
+        self.path
     }
 
     /// Whether `name` fits. Each piece is looked for once, from left to right: the leftmost place leaves the most room

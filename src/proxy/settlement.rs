@@ -30,6 +30,7 @@ use super::drain::Drained;
 use super::failure::Failure;
 use super::route::Route;
 use crate::meter::{Inspected, Meter, StreamKind};
+use crate::model::billing::Billing;
 use crate::model::event::{EventType, Outcome, Record};
 use crate::model::quota::Amounts;
 use crate::model::tokens::TokenUsage;
@@ -116,7 +117,7 @@ impl Settlement {
         // Output is the dearer side.
         let (price, _) = open.policy.prices.price(model.as_deref(), open.arrival.at);
         let tokens = TokenUsage { output: Some(amounts.tokens), ..TokenUsage::default() };
-        amounts.cost_nanousd = price.cost_nanousd(&tokens);
+        amounts.cost_nanousd = price.cost_nanousd(&tokens, &Billing::default());
         let enforce = config.enforce == Enforce::Hard;
         let (now, patience) = (open.arrival.at, open.core.lease_wait);
         let enforcer = &open.core.enforcer;

@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use config::ValueKind;
+
 use super::reader::{Slot, Table, all};
 use super::units;
-use crate::model::price::{MAX_NAME_BYTES, Price, PriceTable, Tariff};
+use crate::model::price::{MAX_NAME_BYTES, Price, PriceTable, Rates, Scale, Tariff};
 
 /// The entry for the models that are not named.
 pub const DEFAULT: &str = "default";
+
+/// The longest prompt, in tokens, that a threshold may be set at.
+const MAX_PROMPT: u64 = 1_000_000_000;
+
+/// The most that a tier may cost, as a multiple of the standard one.
+const MAX_FACTOR: f64 = 1000.0;
 
 /// Where a price is from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,11 +36,12 @@ type Origins = BTreeMap<String, PriceOrigin>;
 pub(super) fn prices(root: &Table<'_>) -> Option<(PriceTable, Origins)> {
     let sources = sources(root);
     let table = root.key("prices").table()?;
-    let entries = all(table
-        .named()
-        .into_iter()
-        .map(|(name, slot)| entry(&name, &slot.in_one_line(), sources.as_ref()).map(|entry| (name, entry))));
+    let slots = table.named();
+    let entries = all(slots.iter().map(|(name, slot)| {
+        entry(name, &slot.clone().in_one_line(), sources.as_ref()).map(|entry| (name.clone(), entry))
+    }));
     let mut entries: BTreeMap<String, (Tariff, PriceOrigin)> = entries?.into_iter().collect();
+    one_of_each_case(&table, &slots, &mut entries)?;
     let origins = entries.iter().map(|(name, (_, origin))| (name.clone(), origin.clone())).collect();
     let default = entries.remove(DEFAULT);
     if default.is_none() {
@@ -40,6 +49,37 @@ pub(super) fn prices(root: &Table<'_>) -> Option<(PriceTable, Origins)> {
     }
     let tariffs = entries.into_iter().map(|(name, (tariff, _))| (name, tariff));
     Some((PriceTable::new(default?.0, tariffs), sources.map(|_| origins)?))
+}
+
+/// Models are found whatever their case, so of names that differ by it alone one can hold: the operator's over the
+/// built-in one.
+fn one_of_each_case(
+    table: &Table<'_>,
+    slots: &[(String, Slot<'_>)],
+    entries: &mut BTreeMap<String, (Tariff, PriceOrigin)>,
+) -> Option<()> {
+    let mut seen: BTreeMap<String, &(String, Slot<'_>)> = BTreeMap::new();
+    let mut sound = Some(());
+    for named in slots {
+        let Some(former) = seen.insert(named.0.to_ascii_lowercase(), named) else { continue };
+        let built_in = |(_, slot): &&(String, Slot<'_>)| !is_own(slot);
+        match [named, former].into_iter().find(built_in) {
+            Some((name, _)) => drop(entries.remove(name)),
+            None => {
+                table.fault(format!(
+                    "has {:?} and {:?}, which are the same model: keep one",
+                    former.0, named.0
+                ));
+                sound = None;
+            }
+        }
+    }
+    sound
+}
+
+/// Whether a file or a variable sets anything of it.
+fn is_own(slot: &Slot<'_>) -> bool {
+    slot.origin().is_some()
 }
 
 fn sources(root: &Table<'_>) -> Option<Origins> {
@@ -54,59 +94,211 @@ fn sources(root: &Table<'_>) -> Option<Origins> {
     Some(all(named.into_iter().map(source))?.into_iter().collect())
 }
 
+/// The classes of tokens that have a price, by their keys.
+const CLASSES: [&str; 9] = [
+    "input",
+    "cached_input",
+    "cache_write_input",
+    "cache_write_1h_input",
+    "output",
+    "audio_input",
+    "audio_output",
+    "image_input",
+    "image_output",
+];
+
+/// Dollars for one thing each, and not for a million.
+const FEES: [&str; 3] = ["per_request", "per_web_search", "per_rerank_unit"];
+
+/// Prices of tokens that one table names, in US dollars per million, in the order of [`CLASSES`].
+type Tokens = [Option<f64>; 9];
+
+/// What a tier costs.
+#[expect(clippy::large_enum_variant, reason = "read once, and then made into a price")]
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum TierPrice {
+    /// A multiple of the standard price.
+    Factor(f64),
+    /// Prices of its own, usually and for long prompts; what is not named costs what it does in the standard tier.
+    Own(Tokens, Option<Tokens>),
+}
+
+/// Prices of long prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Long {
+    above: Option<u64>,
+    tokens: Tokens,
+}
+
 /// What one table names; what it leaves out holds on from the price before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Named {
-    input: Option<f64>,
-    cached_input: Option<f64>,
-    cache_write_input: Option<f64>,
-    output: Option<f64>,
-    per_request: Option<f64>,
+    tokens: Tokens,
+    fees: [Option<f64>; 3],
+    long: Option<Long>,
+    flex: Option<TierPrice>,
+    priority: Option<TierPrice>,
+    batch: Option<TierPrice>,
 }
 
 impl Named {
     /// The price keys of `table`, and the places of those that are there.
     fn read<'a>(table: &Table<'a>) -> (Option<Self>, Vec<Slot<'a>>) {
-        let slots = ["input", "cached_input", "cache_write_input", "output", "per_request"]
-            .map(|key| table.optional(key));
         // Each is read, so that each fault is found, before any is used.
-        let values = slots.each_ref().map(|slot| match slot {
-            Some(slot) => slot.dollars().map(Some),
-            None => Some(None),
-        });
+        let tokens = tokens(table);
+        let fees = FEES.map(|key| dollars(table, key));
+        let long = optionally(table.optional("long"), |slot| long(slot, "above"));
+        let [flex, priority, batch] =
+            ["flex", "priority", "batch"].map(|key| optionally(table.optional(key), tier));
+        let keys = CLASSES.iter().chain(&FEES).chain(&["long", "flex", "priority", "batch"]);
+        let slots = keys.filter_map(|key| table.optional(key)).collect();
         let named = || {
-            let [input, cached_input, cache_write_input, output, per_request] = values;
+            let [request, search, unit] = fees;
             Some(Self {
-                input: input?,
-                cached_input: cached_input?,
-                cache_write_input: cache_write_input?,
-                output: output?,
-                per_request: per_request?,
+                tokens: tokens?,
+                fees: [request?, search?, unit?],
+                long: long?,
+                flex: flex?,
+                priority: priority?,
+                batch: batch?,
             })
         };
-        (named(), slots.into_iter().flatten().collect())
+        (named(), slots)
     }
 
     fn over(self, before: Self) -> Self {
+        let long = match (self.long, before.long) {
+            (Some(long), Some(former)) => {
+                Some(Long { above: long.above.or(former.above), tokens: or(long.tokens, former.tokens) })
+            }
+            (long, former) => long.or(former),
+        };
         Self {
-            input: self.input.or(before.input),
-            cached_input: self.cached_input.or(before.cached_input),
-            cache_write_input: self.cache_write_input.or(before.cache_write_input),
-            output: self.output.or(before.output),
-            per_request: self.per_request.or(before.per_request),
+            tokens: or(self.tokens, before.tokens),
+            fees: or(self.fees, before.fees),
+            long,
+            flex: self.flex.or(before.flex),
+            priority: self.priority.or(before.priority),
+            batch: self.batch.or(before.batch),
         }
     }
 
     /// What an embedding model has no use for, output, costs nothing where it is not named.
     fn price(self, table: &Table<'_>) -> Option<Price> {
-        let output = self.output.unwrap_or(0.0);
-        let price = Price::per_million(self.input?, self.cached_input, self.cache_write_input, output);
+        self.tokens[0]?;
+        let price = self.scaled();
         if price.is_none() {
             table.fault("is out of range: prices are US dollars per million tokens");
         }
-        let per_request_nanousd = (self.per_request.unwrap_or(0.0) * 1e9).round() as u64;
-        price.map(|price| Price { per_request_nanousd, ..price })
+        price
     }
+
+    fn scaled(self) -> Option<Price> {
+        let usual = rates(self.tokens, None)?;
+        let long = self.long.map(|long| rates(long.tokens, Some(&usual)));
+        let standard = Scale { usual, long: flat(long)? };
+        let of = |tier: Option<TierPrice>| flat(tier.map(|tier| tier.scale(&standard)));
+        let [request, search, unit] = self.fees.map(|fee| fee.map(|usd| (usd * 1e9).round() as u64));
+        Some(Price {
+            standard,
+            flex: of(self.flex)?,
+            priority: of(self.priority)?,
+            batch: of(self.batch)?,
+            long_above: self.long.and_then(|long| long.above).unwrap_or(u64::MAX),
+            per_request_nanousd: request.unwrap_or(0),
+            per_web_search_nanousd: search,
+            per_rerank_unit_nanousd: unit,
+        })
+    }
+}
+
+impl TierPrice {
+    fn scale(self, standard: &Scale) -> Option<Scale> {
+        match self {
+            Self::Factor(factor) => {
+                let times = |rates: &Rates| rates.zip(rates, |rate, _| (rate as f64 * factor).round() as u64);
+                Some(Scale { usual: times(&standard.usual), long: standard.long.as_ref().map(times) })
+            }
+            Self::Own(tokens, long) => {
+                let usual = rates(tokens, Some(&standard.usual))?;
+                let like = Scale::like(usual, standard);
+                let own = long.map(|long| rates(long, Some(&like.long.unwrap_or(usual))));
+                Some(Scale { usual, long: flat(own)?.or(like.long) })
+            }
+        }
+    }
+}
+
+/// The rates that `named` has; what it leaves out is `like` that of another price, or is filled in as
+/// `config/default.toml` says.
+fn rates(named: Tokens, like: Option<&Rates>) -> Option<Rates> {
+    let mut pico = [None; CLASSES.len()];
+    for (rate, usd) in pico.iter_mut().zip(named) {
+        *rate = optionally(usd, |usd| Price::pico(*usd))?;
+    }
+    let [input, cached, write, hour, output, audio_in, audio_out, image_in, image_out] = pico;
+    let input_rate = input.or(like.map(|like| like.input))?;
+    let written = write.or(like.map(|like| like.cache_write_input)).unwrap_or(input_rate);
+    // By the rule for hours, where this table says what a write costs; else as before.
+    let kept = like.filter(|_| write.is_none()).map(|like| like.cache_write_1h);
+    Some(Rates {
+        input: input_rate,
+        cached_input: cached.or(like.map(|like| like.cached_input)).unwrap_or(input_rate),
+        cache_write_input: written,
+        cache_write_1h: hour.or(kept).unwrap_or_else(|| Rates::hour_by(input_rate, written)),
+        output: output.or(like.map(|like| like.output)).unwrap_or(0),
+        audio_input: audio_in.or(like.and_then(|like| like.audio_input)),
+        audio_output: audio_out.or(like.and_then(|like| like.audio_output)),
+        image_input: image_in.or(like.and_then(|like| like.image_input)),
+        image_output: image_out.or(like.and_then(|like| like.image_output)),
+    })
+}
+
+/// `None` where something was there and could not be had.
+fn flat<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    match value {
+        Some(None) => None,
+        Some(Some(value)) => Some(Some(value)),
+        None => Some(None),
+    }
+}
+
+fn or<const N: usize>(mut first: [Option<f64>; N], second: [Option<f64>; N]) -> [Option<f64>; N] {
+    first.iter_mut().zip(second).for_each(|(mine, other)| *mine = mine.or(other));
+    first
+}
+
+/// Reads what may be there: `None` where it is there and faulty.
+fn optionally<S, T>(there: Option<S>, read: impl FnOnce(&S) -> Option<T>) -> Option<Option<T>> {
+    flat(there.map(|there| read(&there)))
+}
+
+fn dollars(table: &Table<'_>, key: &str) -> Option<Option<f64>> {
+    optionally(table.optional(key), Slot::dollars)
+}
+
+fn tokens(table: &Table<'_>) -> Option<Tokens> {
+    let read = CLASSES.map(|key| dollars(table, key));
+    read.iter().all(Option::is_some).then(|| read.map(Option::flatten))
+}
+
+/// A table of prices for long prompts. In one that stands in another, `above` is that of the other.
+fn long(slot: &Slot<'_>, above: &str) -> Option<Long> {
+    let table = slot.table()?;
+    let above =
+        if above.is_empty() { Some(None) } else { table.key(above).integer(1..=MAX_PROMPT).map(Some) };
+    let tokens = tokens(&table);
+    Some(Long { above: above?, tokens: tokens? })
+}
+
+fn tier(slot: &Slot<'_>) -> Option<TierPrice> {
+    if !matches!(slot.present()?.kind, ValueKind::Table(_)) {
+        return slot.number(0.0..=MAX_FACTOR).map(TierPrice::Factor);
+    }
+    let table = slot.table()?;
+    let tokens = tokens(&table);
+    let long = optionally(table.optional("long"), |slot| long(slot, ""));
+    Some(TierPrice::Own(tokens?, long?.map(|long| long.tokens)))
 }
 
 fn entry(name: &str, slot: &Slot<'_>, sources: Option<&Origins>) -> Option<(Tariff, PriceOrigin)> {
@@ -120,7 +312,7 @@ fn entry(name: &str, slot: &Slot<'_>, sources: Option<&Origins>) -> Option<(Tari
         table.key("input").dollars(); // says that it is missing
     }
     let own = slots.iter().any(|slot| slot.origin().is_some());
-    if own && first.is_some_and(|first| first.output.is_none()) && !name.contains("embed") {
+    if own && first.is_some_and(|first| first.tokens[4].is_none()) && !name.contains("embed") {
         slot.report().warn(format!(
             "{} names no output, which costs nothing then: write output = 0.0 if it has none",
             slot.path()

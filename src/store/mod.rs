@@ -36,6 +36,7 @@ pub mod reconcile;
 pub mod replay;
 pub mod replicas;
 pub mod report;
+pub mod reprice;
 pub mod tenants;
 pub mod usage;
 

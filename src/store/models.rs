@@ -31,11 +31,14 @@ pub async fn models(store: &Store, between: Between, limit: u32) -> Result<(Tabl
     let mut binds = Binds::new();
     let sql = format!(
         "SELECT {} FROM (
-            SELECT s.*, CASE default_priced_calls WHEN 0 THEN 'own' WHEN calls THEN 'default' ELSE 'both' END AS priced_by
+            SELECT s.*, CASE WHEN calls = default_priced_calls THEN 'default' WHEN calls = answer_priced_calls THEN 'answer'
+                        WHEN default_priced_calls + answer_priced_calls = 0 THEN 'own' ELSE 'both' END AS priced_by
             FROM (
                 SELECT model, count(*) AS calls, coalesce(sum(tokens_consumed), 0) AS tokens,
                        coalesce(sum(cost_usd), 0) AS cost_usd,
-                       count(*) FILTER (WHERE model IS NULL OR metadata -> 'default_price' = 'true'::jsonb) AS default_priced_calls,
+                       count(*) FILTER (WHERE (model IS NULL AND NOT metadata ? 'cost_from')
+                           OR metadata -> 'default_price' = 'true'::jsonb) AS default_priced_calls,
+                       count(*) FILTER (WHERE metadata ? 'cost_from') AS answer_priced_calls,
                        min(event_timestamp) AS first_seen, max(event_timestamp) AS last_seen
                 FROM tenant_usage_realtime
                 WHERE event_timestamp >= {} AND event_timestamp < {} AND outcome <> 'refused'

@@ -110,8 +110,11 @@ fn the_built_in_default_is_the_service_as_it_stands() {
     assert_eq!((route.drain, settings.server.max_drains, &route.cut), (None, 1000, &None));
     let (mini, known) = settings.prices.price(Some("gpt-4o-mini-2024-07-18"), NOV_2026);
     assert!(known);
-    assert_eq!((mini.input, mini.cached_input, mini.output), (150_000, 75_000, 600_000));
-    assert_eq!(settings.prices.default_price().at(NOV_2026).input, 150_000);
+    assert_eq!(
+        (mini.usual().input, mini.usual().cached_input, mini.usual().output),
+        (150_000, 75_000, 600_000)
+    );
+    assert_eq!(settings.prices.default_price().at(NOV_2026).usual().input, 150_000);
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn the_environment_goes_over_the_file_and_the_file_over_the_default() {
     assert_eq!(proxies, ["10.0.0.0/8", "192.168.0.1/32"]);
     assert_eq!(limit(&settings.plans[&"trial".into()].limits, "tokens_per_day"), None);
     assert_eq!(limit(&settings.plans[&"Pro-Max".into()].limits, "tokens_per_day"), Some(6));
-    assert_eq!(settings.prices.price(Some("gpt-4o-mini"), NOV_2026).0.input, 500_000);
+    assert_eq!(settings.prices.price(Some("gpt-4o-mini"), NOV_2026).0.usual().input, 500_000);
     let overridden: Vec<&str> = settings.overrides.keys().map(TenantId::as_str).collect();
     assert_eq!(overridden, ["tn_Own", "tn_new"]);
     assert_eq!(

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tollgate::model::price::Rule;
+use tollgate::model::price::{KINDS, Scale};
 use tollgate::settings::{Faults, PriceOrigin, Settings};
 
 use crate::gateway::{json_rows, pick, rows};
@@ -29,7 +29,7 @@ fn at(text: &str) -> Timestamp {
 
 /// Input, in millionths of a dollar per million tokens.
 fn input(settings: &Settings, model: &str, instant: &str) -> u64 {
-    settings.prices.price(Some(model), at(instant)).0.input
+    settings.prices.price(Some(model), at(instant)).0.usual().input
 }
 
 const CHANGING: &str = "[prices.\"m\"]\ninput = 1.0\ncached_input = 0.5\noutput = 4.0\n\
@@ -38,7 +38,7 @@ const CHANGING: &str = "[prices.\"m\"]\ninput = 1.0\ncached_input = 0.5\noutput 
 #[test]
 fn a_change_holds_from_its_date_on_and_keeps_what_it_does_not_name() {
     let settings = load(CHANGING, &[]).unwrap();
-    let price = |instant| *settings.prices.price(Some("m"), at(instant)).0;
+    let price = |instant| *settings.prices.price(Some("m"), at(instant)).0.usual();
     let (first, second, third) =
         (price("2026-11-30T23:59:59Z"), price("2026-12-01T00:00:00Z"), price("2027-01-01T07:00:00Z"));
     assert_eq!((first.input, first.cached_input, first.output), (1_000_000, 500_000, 4_000_000));
@@ -66,7 +66,7 @@ fn variables_set_single_keys_whole_changes_and_patterns() {
     assert_eq!(input(&settings, "gpt-4o-2024-08-06", "2026-11-30T00:00:00Z"), 2_500_000);
     assert_eq!(input(&settings, "claude-mine-7", "2026-12-01T00:00:00Z"), 8_000_000);
     let (new, known) = settings.prices.price(Some("newmodel"), at("2026-12-01T00:00:00Z"));
-    assert_eq!((new.output, new.per_request_nanousd, known), (0, 10_000_000, true));
+    assert_eq!((new.usual().output, new.per_request_nanousd, known), (0, 10_000_000, true));
 }
 
 #[test]
@@ -165,48 +165,98 @@ fn output_may_be_left_out_and_only_embeddings_do_so_unwarned() {
     assert!(!warned("[prices.my-embedder]\ninput = 1.0\n") && !warned(""));
     let settings = load("", &[]).unwrap();
     for (entry, tariff) in settings.prices.iter() {
-        let free = tariff.at(at("2026-11-24T00:00:00Z")).output == 0;
-        assert_eq!(free, entry.contains("embed") || entry.starts_with("voyage"), "{entry}");
+        let free = tariff.at(at("2026-11-24T00:00:00Z")).usual().output == 0;
+        let without = ["embed", "voyage", "rerank", ":free"].iter().any(|part| entry.contains(part));
+        assert_eq!(free, without, "{entry}");
     }
 }
 
 #[test]
-fn names_as_providers_write_them_find_their_entry() {
+fn names_as_answers_and_operators_write_them_find_their_entry_or_none() {
     let settings = load("", &[]).unwrap();
-    let cases = [
-        ("gpt-4o-mini-2024-07-18", "gpt-4o-mini", Rule::Family),
-        ("gpt-4-0613", "gpt-4", Rule::Family),
-        ("gpt-4-1106-preview", "gpt-4-1106-preview", Rule::Exact),
-        ("o1-mini-2024-09-12", "o1-mini", Rule::Family),
-        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5", Rule::Family),
-        ("claude-sonnet-4-20250514", "claude-sonnet-4", Rule::Family),
-        ("anthropic/claude-opus-4.5", "claude-opus-4.5*", Rule::Pattern),
-        ("claude-sonnet-4-5@20250929", "claude-sonnet-4-5", Rule::Family),
-        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "*anthropic.claude-sonnet-4-5*", Rule::Pattern),
-        (
-            "global.anthropic.claude-sonnet-4-5-20250929-v1:0",
-            "global.anthropic.claude-sonnet-4-5*",
-            Rule::Pattern,
-        ),
-        ("anthropic.claude-sonnet-4-20250514-v1:0", "*anthropic.claude-sonnet-4-2025*", Rule::Pattern),
-        (
-            "arn:aws:bedrock:us-east-1:123456789012:inference-profile/eu.amazon.nova-lite-v1:0",
-            "*amazon.nova-lite*",
-            Rule::Pattern,
-        ),
-        ("amazon.titan-embed-text-v2:0", "*amazon.titan-embed-text-v2*", Rule::Pattern),
-        ("models/gemini-2.5-pro", "gemini-2.5-pro", Rule::Exact),
-        ("gemini-2.5-flash-lite", "gemini-2.5-flash-lite", Rule::Exact),
-        ("meta-llama/llama-4-scout-17b-16e-instruct", "llama-4-scout-17b-16e-instruct", Rule::Exact),
-        ("openai/gpt-oss-120b", "gpt-oss-120b", Rule::Exact),
-        ("text-embedding-3-small", "text-embedding-3-small", Rule::Exact),
-        ("grok-4-0709", "grok-4", Rule::Family),
-    ];
-    for (model, entry, rule) in cases {
+    let names = std::fs::read_to_string("tests/cases/prices/names.txt").unwrap();
+    let cases: Vec<Vec<&str>> = names
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(cases.len() > 80, "{}", cases.len());
+    let found = |model: &str| {
         let found = settings.prices.find(model);
-        assert_eq!((found.entry, found.rule), (Some(entry), rule), "{model}");
+        format!("{} {}", found.entry.unwrap_or("-"), found.rule.as_str())
+    };
+    let wrong: Vec<String> = cases
+        .iter()
+        .map(|case| (case[0], format!("{} {}", case[1], case[2]), found(case[0])))
+        .filter(|(_, expected, found)| expected != found)
+        .map(|(model, expected, found)| format!("{model}: expected {expected}, found {found}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_tier_is_a_factor_or_a_table_and_long_prompts_grow_with_it() {
+    let settings = load(
+        "[prices.m]\ninput = 4.0\ncached_input = 1.0\noutput = 8.0\nflex = 0.5\n\
+         long = { above = 1000, input = 8.0, output = 12.0 }\n\
+         [prices.m.priority]\ninput = 6.0\n[prices.m.batch]\ninput = 1.0\nlong = { input = 1.5 }\n",
+        &[],
+    )
+    .unwrap();
+    let price = settings.prices.price(Some("m"), at("2026-12-01T00:00:00Z")).0;
+    let (flex, priority, batch) = (price.flex.unwrap(), price.priority.unwrap(), price.batch.unwrap());
+    let long = |scale: &Scale| scale.long.map(|long| (long.input, long.cached_input, long.output)).unwrap();
+    assert_eq!((price.long_above, long(&price.standard)), (1000, (8_000_000, 1_000_000, 12_000_000)));
+    assert_eq!(
+        (flex.usual.input, flex.usual.output, long(&flex)),
+        (2_000_000, 4_000_000, (4_000_000, 500_000, 6_000_000))
+    );
+    assert_eq!(
+        (priority.usual.input, priority.usual.output),
+        (6_000_000, 8_000_000),
+        "what it does not name is standard"
+    );
+    assert_eq!(
+        long(&priority),
+        (12_000_000, 1_000_000, 12_000_000),
+        "twice and one and a half times, as standard"
+    );
+    assert_eq!((batch.usual.input, long(&batch)), (1_000_000, (1_500_000, 1_000_000, 12_000_000)));
+}
+
+#[test]
+fn a_change_of_a_price_moves_its_tiers_and_keeps_what_it_does_not_name() {
+    let settings = load(
+        "[prices.m]\ninput = 4.0\noutput = 8.0\nbatch = 0.5\nper_web_search = 0.01\n\
+         changes = [{ from = \"2026-12-01\", input = 2.0, long = { above = 10, input = 3.0 } }]\n",
+        &[],
+    )
+    .unwrap();
+    let price = settings.prices.price(Some("m"), at("2026-12-01T00:00:00Z")).0;
+    assert_eq!(price.batch.unwrap().usual.input, 1_000_000);
+    assert_eq!(price.batch.unwrap().long.unwrap().input, 1_500_000);
+    assert_eq!(price.per_web_search_nanousd, Some(10_000_000));
+}
+
+#[test]
+fn of_names_that_differ_by_case_alone_the_operators_holds_and_two_of_his_are_a_fault() {
+    let settings = load("[prices.GPT-4o]\ninput = 1.0\noutput = 1.0\n", &[]).unwrap();
+    assert_eq!(input(&settings, "gpt-4o-2024-08-06", "2026-12-01T00:00:00Z"), 1_000_000);
+    let twice =
+        load("[prices.Mine]\ninput = 1.0\noutput = 1.0\n[prices.mine]\ninput = 2.0\noutput = 1.0\n", &[]);
+    let faults = twice.unwrap_err().to_string();
+    assert!(faults.contains("has \"Mine\" and \"mine\", which are the same model: keep one"), "{faults}");
+}
+
+#[test]
+fn the_kinds_that_part_models_are_documented() {
+    let documented = std::fs::read_to_string("config/default.toml").unwrap();
+    let start = documented.find("# A family's price is never given").unwrap();
+    let text = &documented[start..start + documented[start..].find("A pattern means what it says").unwrap()];
+    let words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    for kind in KINDS {
+        assert!(words.contains(&kind), "{kind} is not in config/default.toml");
     }
-    assert_eq!(settings.prices.find("no-such-model").rule, Rule::Default);
 }
 
 // The command
@@ -233,8 +283,8 @@ fn the_command_prints_which_entry_a_model_has_and_what_it_costs_on_a_day() {
     let table = printed(&["--at", "2026-11-30", "m-2", "unheard-of"]);
     let lines: Vec<String> = table.lines().map(words).collect();
     assert_eq!(lines[0], "USD per million tokens (per request: USD), as of 2026-11-30T00:00:00Z");
-    assert_eq!(lines[2], "MODEL MATCH ENTRY INPUT CACHED CACHE WRITE OUTPUT PER REQUEST CHANGES SOURCE");
-    let own = format!("m-2 family m 1 0.5 1 4 0 2026-12-01, 2027-01-01T07:00:00Z {config}:2");
+    assert_eq!(lines[2], "MODEL MATCH ENTRY INPUT CACHED CACHE WRITE OUTPUT PER REQUEST CHANGES SOURCE ALSO");
+    let own = format!("m-2 family m 1 0.5 1 4 0 2026-12-01, 2027-01-01T07:00:00Z {config}:2 -");
     assert_eq!(lines[3], own);
     assert!(
         lines[4].starts_with("unheard-of default default 0.15 0.075 0.15 0.6 0 - openai, "),

@@ -7,8 +7,9 @@ use tokio::sync::oneshot;
 
 use super::account::{Close, Open};
 use super::late::{Late, Told};
-use crate::meter::{CountJob, Counted, Meter, estimate};
+use crate::meter::{CountJob, Counted, Meter, Reading, estimate};
 use crate::model::event::{Outcome, Record};
+use crate::model::price::{Call, PricedBy};
 use crate::model::quota::{Amounts, Charge};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::audit::End;
@@ -84,9 +85,17 @@ impl Open {
             charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
         let served = charging::is_served(close.outcome, self.status);
         let model = self.priced_as(close.reading.model.as_deref());
-        let billed = close.reading.billed.as_ref();
         let tokens = priced.tokens.unwrap_or(0);
-        let cost_nanousd = self.cost(model.as_deref(), &priced.usage, billed, tokens, served);
+        let billing = close.reading.billing;
+        self.note_billing(&close.reading);
+        let call = Call {
+            model: model.as_deref(),
+            at: self.arrival.at,
+            usage: close.reading.billed.as_ref().unwrap_or(&priced.usage),
+            billing: &billing,
+            unseen: tokens.saturating_sub(priced.usage.total().unwrap_or(0)),
+        };
+        let cost_nanousd = self.cost(&call, tokens, served);
         let used = Amounts {
             tokens,
             api_calls: 1,
@@ -121,6 +130,7 @@ impl Open {
                 reported: close.reading.usage,
                 source: *source,
                 model: model.clone(),
+                billing,
                 charged: used,
                 told,
             };
@@ -173,31 +183,47 @@ impl Open {
         self.reservation.take().map(|reservation| reservation.settle(used)).unwrap_or_default()
     }
 
-    /// What the tokens cost: those that the provider bills, where they are others than it counts, and what is charged
-    /// beyond those seen (a floor, or a reservation) as input.
+    /// Keeps in the row what its cost was made from, beside its columns.
+    pub(super) fn note_billing(&mut self, reading: &Reading) {
+        if !reading.billing.is_empty() {
+            self.metadata.insert("billing".into(), json!(reading.billing));
+        }
+        if let Some(billed) = &reading.billed {
+            self.metadata.insert("billed".into(), json!({"input": billed.input, "output": billed.output}));
+        }
+    }
+
+    /// What the tokens cost: those that the provider bills, where they are others than it counts, with what is billed
+    /// apart, and what is charged beyond those seen (a floor, or a reservation) as input.
     ///
-    /// The price is the one that held when the exchange began. Where it is the default, the row says so.
-    pub(super) fn cost(
-        &mut self,
-        model: Option<&str>,
-        usage: &TokenUsage,
-        billed: Option<&TokenUsage>,
-        tokens: u64,
-        served: bool,
-    ) -> u64 {
-        let (price, known) = self.policy.prices.price(model, self.arrival.at);
-        if !known && model.is_some() {
+    /// The price is the one that held when the exchange began. Where it is not the model's own, or where something has
+    /// no price, the row says so.
+    pub(super) fn cost(&mut self, call: &Call<'_>, tokens: u64, served: bool) -> u64 {
+        let policy = self.policy.clone();
+        let cost = policy.prices.cost(call);
+        let named = call.model.is_some();
+        if named && cost.by == PricedBy::Default {
             self.metadata.insert("default_price".into(), json!(true));
         }
-        if tokens == 0 {
-            return if served { price.per_request_nanousd } else { 0 };
+        if !served && tokens == 0 {
+            return 0;
         }
-        if !known && model.is_some() {
+        if named && cost.by == PricedBy::Default && tokens > 0 {
             self.core.metrics.unknown_models.inc();
         }
-        let unseen = tokens.saturating_sub(usage.total().unwrap_or(0));
-        let unseen = TokenUsage { total: Some(unseen), ..TokenUsage::default() };
-        let extra = price.cost_nanousd(&unseen).saturating_sub(price.per_request_nanousd);
-        price.cost_nanousd(billed.unwrap_or(usage)).saturating_add(extra)
+        match cost.by {
+            PricedBy::Answer => drop(self.metadata.insert("cost_from".into(), json!("answer"))),
+            PricedBy::Own | PricedBy::Default => self.note_unpriced(cost.price.unpriced(call.billing)),
+        }
+        cost.nanousd
+    }
+
+    /// What was billed and has no price is no secret: the row names it, and a metric counts it.
+    fn note_unpriced(&mut self, unpriced: impl Iterator<Item = &'static str>) {
+        let unpriced: Vec<&str> =
+            unpriced.inspect(|what| bump(&self.core.metrics.unpriced, "what", *what)).collect();
+        if !unpriced.is_empty() {
+            self.metadata.insert("unpriced".into(), json!(unpriced));
+        }
     }
 }

@@ -5,7 +5,9 @@ use tokio::sync::oneshot;
 
 use super::account::Open;
 use crate::meter::Counted;
+use crate::model::billing::Billing;
 use crate::model::event::{Amendment, AuditEvent, Record};
+use crate::model::price::Call;
 use crate::model::quota::{Amounts, Charge, Unit};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::charging;
@@ -18,6 +20,8 @@ pub(super) struct Late {
     /// What the row will say.
     pub(super) source: TokenSource,
     pub(super) model: Option<String>,
+    /// What decides the price beside the tokens.
+    pub(super) billing: Billing,
     /// Charged until then.
     pub(super) charged: Amounts,
     /// The audit events that tell the tokens.
@@ -44,7 +48,9 @@ impl Open {
                 let Ok(counted) = late.counting.await else { return };
                 let usage = charging::usage_of(&late.reported, &counted);
                 let tokens = usage.total().unwrap_or(0);
-                let cost_nanousd = policy.prices.price(late.model.as_deref(), at).0.cost_nanousd(&usage);
+                let model = late.model.as_deref();
+                let call = Call { model, at, usage: &usage, billing: &late.billing, unseen: 0 };
+                let cost_nanousd = policy.prices.cost(&call).nanousd;
                 let now = Amounts { tokens, cost_nanousd, ..late.charged };
                 let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
                 let delta = |unit| signed(now.of(unit)) - signed(late.charged.of(unit));

@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::meter::Counter;
+use crate::meter::{Counter, Reading};
+use crate::model::billing::Tier;
 use crate::model::event::Record;
+use crate::model::price::Call;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::TokenUsage;
 use crate::proxy::headers::Caller;
@@ -140,7 +142,14 @@ async fn an_exchange_costs_what_held_when_it_began_however_late_it_is_priced() {
         let arrival = Arrival { instant: Instant::now(), at: at.parse().unwrap() };
         let mut settlement = opened_at(&core, arrival);
         let open = settlement.open.as_mut().unwrap();
-        let cost = open.cost(Some(model), &usage, None, 1000, true);
+        let call = Call {
+            model: Some(model),
+            at: arrival.at,
+            usage: &usage,
+            billing: &Billing::default(),
+            unseen: 0,
+        };
+        let cost = open.cost(&call, 1000, true);
         (cost, open.metadata.contains_key("default_price"))
     };
     assert_eq!(cost("2026-11-30T23:59:59.999999Z", "m"), (1_000_000, false));
@@ -155,6 +164,61 @@ async fn a_request_has_its_price_though_it_used_no_token_and_only_when_it_was_se
     let (core, _journal) = core_with(data.path(), model);
     let mut settlement = opened(&core);
     let open = settlement.open.as_mut().unwrap();
-    assert_eq!(open.cost(Some("m"), &TokenUsage::default(), None, 0, true), 5_000_000);
-    assert_eq!(open.cost(Some("m"), &TokenUsage::default(), None, 0, false), 0);
+    let (usage, billing) = (TokenUsage::default(), Billing::default());
+    let call = Call { model: Some("m"), at: open.arrival.at, usage: &usage, billing: &billing, unseen: 0 };
+    assert_eq!(open.cost(&call, 0, true), 5_000_000);
+    assert_eq!(open.cost(&call, 0, false), 0);
+}
+
+#[tokio::test]
+async fn a_row_says_by_what_it_was_priced_and_what_of_it_has_no_price() {
+    let data = tempfile::tempdir().unwrap();
+    let model = [("TOLLGATE__PRICES__M__INPUT", "1.0"), ("TOLLGATE__PRICES__M__OUTPUT", "1.0")];
+    let (core, _journal) = core_with(data.path(), model);
+    let usage = TokenUsage { input: Some(1000), ..TokenUsage::default() };
+    let cost = |model: &str, billing: Billing| {
+        let mut settlement = opened(&core);
+        let open = settlement.open.as_mut().unwrap();
+        let call =
+            Call { model: Some(model), at: open.arrival.at, usage: &usage, billing: &billing, unseen: 0 };
+        let cost = open.cost(&call, 1000, true);
+        let said = ["cost_from", "default_price", "unpriced"].map(|key| open.metadata.get(key).cloned());
+        (cost, said)
+    };
+    let said = Billing { reported_cost_nanousd: Some(5), web_searches: Some(2), ..Billing::default() };
+    assert_eq!(cost("unheard-of", said), (5, [Some(json!("answer")), None, None]));
+    assert_eq!(
+        cost("m", said),
+        (1_000_000, [None, None, Some(json!(["web_searches"]))]),
+        "its own price counts"
+    );
+    let silent = Billing { reported_cost_nanousd: None, ..said };
+    let marked = [None, Some(json!(true)), Some(json!(["web_searches"]))];
+    assert_eq!(cost("unheard-of", silent), (150_000, marked));
+    assert_eq!(
+        (
+            core.metrics.unpriced.get_or_create(&label("web_searches")).get(),
+            core.metrics.unknown_models.get()
+        ),
+        (2, 1)
+    );
+}
+
+fn label(what: &'static str) -> crate::telemetry::Label {
+    crate::telemetry::Label("what", what.into())
+}
+
+#[tokio::test]
+async fn a_row_keeps_what_its_cost_was_made_from() {
+    let data = tempfile::tempdir().unwrap();
+    let (core, _journal) = core_in(data.path());
+    let mut settlement = opened(&core);
+    let open = settlement.open.as_mut().unwrap();
+    open.note_billing(&Reading::default());
+    assert!(!open.metadata.contains_key("billing") && !open.metadata.contains_key("billed"));
+    let billing = Billing { tier: Some(Tier::Flex), web_searches: Some(2), ..Billing::default() };
+    let billed = TokenUsage { input: Some(7), output: Some(3), ..TokenUsage::default() };
+    open.note_billing(&Reading { billing, billed: Some(billed), ..Reading::default() });
+    assert_eq!(open.metadata["billing"], json!({"tier": "flex", "web_searches": 2}));
+    assert_eq!(open.metadata["billed"], json!({"input": 7, "output": 3}));
 }
