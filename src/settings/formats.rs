@@ -170,12 +170,24 @@ fn request(slot: &Slot<'_>) -> Option<RequestConfig> {
     let text = pointers(&table, "text");
     let model = pointers(&table, "model");
     let session = pointers(&table, "session");
+    let roles = pointers(&table, "roles");
+    let names = pointers(&table, "names");
+    let calls = pointers(&table, "calls");
+    let aside = pointers(&table, "aside");
+    let tools = pointers(&table, "tools");
+    let images = pointers(&table, "images");
     Some(RequestConfig {
         batches: batches?,
         embeddings: embeddings?,
         text: text?,
         model: model?,
         session: session?,
+        roles: roles?,
+        names: names?,
+        calls: calls?,
+        aside: aside?,
+        tools: tools?,
+        images: images?,
     })
 }
 

@@ -55,8 +55,18 @@ pub(super) fn anthropic() -> FormatConfig {
             "/completion",
         ]),
         request: RequestConfig {
-            text: list(&["/system", "/system/*/text", "/messages/*/content", "/messages/*/content/*/text"]),
+            text: list(&[
+                "/system",
+                "/system/*/text",
+                "/messages/*/content",
+                "/messages/*/content/*/text",
+                "/messages/*/content/*/content",
+                "/messages/*/content/*/content/*/text",
+            ]),
             model: list(&["/model"]),
+            roles: list(&["/messages/*/role"]),
+            tools: list(&["/tools"]),
+            images: list(&["/messages/*/content/*/source"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -100,8 +110,14 @@ pub(super) fn gemini() -> FormatConfig {
                 "/contents/parts/*/text",
                 "/systemInstruction/parts/*/text",
                 "/system_instruction/parts/*/text",
+                "/contents",
+                "/contents/*",
+                "/systemInstruction/parts/text",
             ]),
             model: list(&["/model"]),
+            roles: list(&["/contents/*/role"]),
+            tools: list(&["/tools"]),
+            images: list(&["/contents/*/parts/*/inlineData", "/contents/*/parts/*/inline_data"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -145,9 +161,21 @@ pub(super) fn cohere() -> FormatConfig {
             .flatten()
             .collect(),
         request: RequestConfig {
-            text: list(&["/message", "/preamble", "/messages/*/content", "/texts/*"]),
+            text: list(&[
+                "/message",
+                "/preamble",
+                "/chat_history/*/message",
+                "/documents/*",
+                "/documents/*/text",
+                "/documents/*/snippet",
+                "/query",
+                "/messages/*/content",
+                "/messages/*/content/*/text",
+                "/texts/*",
+            ]),
             embeddings: list(&["/texts"]),
             model: list(&["/model"]),
+            roles: list(&["/messages/*/role", "/chat_history/*/role"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -192,6 +220,8 @@ pub(super) fn bedrock_converse() -> FormatConfig {
         ]),
         request: RequestConfig {
             text: list(&["/messages/*/content/*/text", "/system/*/text"]),
+            roles: list(&["/messages/*/role"]),
+            tools: list(&["/toolConfig/tools"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
