@@ -73,6 +73,9 @@ pub struct FormatConfig {
     pub calls: CallsConfig,
     /// Counts in the answer's headers.
     pub headers: HeadersConfig,
+    /// Which of several alternative answers a piece of a stream belongs to, as `/choices/*/index`: they are counted one by
+    /// one.
+    pub choices: Vec<String>,
     /// How text is counted where nothing is reported.
     pub counting: Counting,
     /// What requests look like.
@@ -109,6 +112,7 @@ impl Default for FormatConfig {
             billing: BillingConfig::default(),
             calls: CallsConfig::default(),
             headers: HeadersConfig::default(),
+            choices: Vec::new(),
             counting: Counting::Model,
             request: RequestConfig::default(),
         }
@@ -276,6 +280,7 @@ pub(super) enum Action {
     EndWhen(Arc<[String]>),
     Text,
     FinalText,
+    Choice,
 }
 
 /// A count: whose, of what, and how far down its list.
@@ -310,7 +315,8 @@ fn wants(action: &Action) -> u8 {
         | Action::TurnWhen { .. }
         | Action::Model { .. }
         | Action::ErrorWhen(_)
-        | Action::EndWhen(_) => want::SCALAR,
+        | Action::EndWhen(_)
+        | Action::Choice => want::SCALAR,
         Action::Error
         | Action::End
         | Action::CallEnd { .. }
@@ -585,6 +591,7 @@ impl FormatConfig {
             ("end", Action::End, &self.end),
             ("text", Action::Text, &self.text),
             ("final_text", Action::FinalText, &self.final_text),
+            ("choices", Action::Choice, &self.choices),
         ] {
             for pointer in pointers {
                 into.push((tokens(key, pointer)?, action.clone()));
@@ -779,6 +786,7 @@ fn unite(answer: &mut Pointers<Action>) {
             Action::Result => "result",
             Action::Error => "error",
             Action::End => "end",
+            Action::Choice => "choice",
         };
         seen.insert((tokens.clone(), kind))
     });

@@ -100,6 +100,14 @@ impl Buffer {
         }
     }
 
+    /// A part ended at `mark`, though more came since.
+    pub(super) fn cut_at(&mut self, mark: Mark) {
+        let whole = mark.seen_bytes == mark.kept as u64 && mark.kept > 0 && mark.kept < self.kept.len();
+        if let (true, Ok(end)) = (whole && self.cuts.len() < MAX_CUTS, u32::try_from(mark.kept)) {
+            self.cuts.insert(mark.cuts.min(self.cuts.len()), Cut { end, next: end });
+        }
+    }
+
     pub(super) fn mark(&self) -> Mark {
         Mark { kept: self.kept.len(), seen_bytes: self.seen_bytes, cuts: self.cuts.len() }
     }

@@ -76,6 +76,7 @@ pub(super) fn openai_chat() -> FormatConfig {
                 "function_call/arguments",
             ],
         ),
+        choices: list(&["/choices/*/index"]),
         request: RequestConfig {
             text: list(&["/messages/*/content", "/messages/*/content/*/text"]),
             model: list(&["/model"]),

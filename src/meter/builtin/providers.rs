@@ -104,6 +104,7 @@ pub(super) fn gemini() -> FormatConfig {
             "/*/candidates/*/content/parts/*/text",
             "/response/candidates/*/content/parts/*/text",
         ]),
+        choices: list(&["/candidates/*/index"]),
         request: RequestConfig {
             text: list(&[
                 "/contents/*/parts/*/text",
