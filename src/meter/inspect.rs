@@ -86,7 +86,7 @@ pub(super) fn inspect(
         guessed: false,
         shape: None,
     };
-    if inspected.text.is_empty() && prompt.tokens == 0 && format.has_tokens() {
+    if inspected.text.is_empty() && format.has_tokens() {
         let found = last_resort::read(body, text_limit);
         inspected.guessed = !found.text.is_empty();
         inspected.text = found.text;

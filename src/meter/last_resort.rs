@@ -212,10 +212,18 @@ fn last_word(key: &str) -> &str {
     &key[start.unwrap_or(0)..]
 }
 
-/// Whether a string holds no words, wherever it stands: a `data:` URL, base64, or a GraphQL document, whose words are
-/// its variables.
+/// Whether a string holds no words, wherever it stands: a `data:` URL, an image or a sound in base64, or a GraphQL
+/// document, whose words are its variables.
 pub(super) fn is_no_words(value: &str) -> bool {
-    is_data_url(value) || is_base64(value) || is_graphql(value)
+    is_data_url(value) || is_media(value) || is_graphql(value)
+}
+
+/// How base64 of a file begins: PNG, JPEG, GIF, RIFF (WebP, WAV), PDF, MP3, Ogg, FLAC, ZIP.
+const MEDIA: &[&str] =
+    &["iVBORw0K", "/9j/", "R0lGOD", "UklGR", "JVBERi0", "SUQz", "//uQ", "//vQ", "T2dnU", "ZkxhQ", "UEsDB"];
+
+fn is_media(value: &str) -> bool {
+    MEDIA.iter().any(|start| value.starts_with(start)) && is_base64(value)
 }
 
 fn is_data_url(value: &str) -> bool {
@@ -246,20 +254,18 @@ fn is_base64(value: &str) -> bool {
     plain && digits && upper && lower && first_line >= 60
 }
 
+/// `query`, `mutation` or `subscription`, perhaps a name, and a brace or a parenthesis (GraphQL specification, 2.3).
 fn is_graphql(value: &str) -> bool {
     let value = value.trim_ascii();
-    let begins =
-        ["query", "mutation", "subscription", "fragment", "{"].iter().any(|word| value.starts_with(word));
-    begins
-        && value.ends_with('}')
-        && !value.starts_with("{\"")
-        && value.contains('{')
-        && (value.contains("($") || value.starts_with('{') || value.contains(") {") || value.contains("{\n"))
+    let operations = ["query", "mutation", "subscription"];
+    let Some(rest) = operations.iter().find_map(|word| value.strip_prefix(word)) else { return false };
+    let rest = rest.trim_start().trim_start_matches(|char: char| char.is_ascii_alphanumeric() || char == '_');
+    rest.trim_start().starts_with(['{', '(']) && value.ends_with('}')
 }
 
 /// Whether a string under a key that commonly holds text is text: no id, no URL, no base64.
 fn is_text(value: &str) -> bool {
-    !value.is_empty() && !is_no_words(value) && !is_url(value) && !is_id(value)
+    !value.is_empty() && !is_no_words(value) && !is_base64(value) && !is_url(value) && !is_id(value)
 }
 
 fn is_url(value: &str) -> bool {
@@ -495,8 +501,8 @@ mod tests {
         for none in [
             "data:image/png;base64,iVBORw0KGgo=",
             "query Q($a: Int) { b(a: $a) }",
-            "{ viewer { login } }",
-            "TWFuIGlzIGRpc3Rpbmd1aXNoZWQsIG5vdCBvbmx5IGJ5IGhpcyByZWFzb24sIGJ1dCBieSB0aGlz\r\nIHNpbmd1bGFyIHBhc3Npb24gZnJvbSBvdGhlciBhbmltYWxzLCB3aGljaA==",
+            "query {\n viewer { login }\n}",
+            "JVBERi0xLjcKJcOkw7zDtsOfCjIgMCBvYmoKPDwvTGVuZ3RoIDMgMCBSL0ZpbHRlci9GbGF0ZURlY29k\r\nZT4+CnN0cmVhbQp4nD2OywoCMQxF9/MVWbtwJmlnOi2UgoI",
         ] {
             assert!(is_no_words(none), "{none}");
         }

@@ -45,9 +45,9 @@ impl Text {
             .filter(|part| !part.is_empty())
     }
 
-    /// Whether there was no text at all.
+    /// Whether there was no text at all, nor a thing in its place (an image, token ids).
     pub fn is_empty(&self) -> bool {
-        self.seen_bytes == 0
+        self.seen_bytes == 0 && self.prompt.as_ref().is_none_or(|prompt| prompt.tokens == 0)
     }
 }
 

@@ -226,7 +226,8 @@ fn a_shape_is_bounded_however_large_the_body() {
 #[test]
 fn an_images_base64_is_no_text() {
     use base64::Engine as _;
-    let bytes: Vec<u8> = (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise = (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8);
+    let bytes: Vec<u8> = b"\x89PNG\r\n\x1a\n".iter().copied().chain(noise).collect();
     let base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
     for body in [
         format!(r#"{{"message": "data:image/png;base64,{base64}"}}"#),
@@ -238,8 +239,11 @@ fn an_images_base64_is_no_text() {
         let found = inspected(&body, &[]);
         assert_eq!(found.text.kept, "", "{}", &body[..60]);
     }
-    // A long word, or a text in a script without spaces, is none.
-    for word in ["a".repeat(5000), "今天天气很好".repeat(100), "Donaudampfschifffahrt".repeat(10)] {
+    // A long word, a text in a script without spaces, or base64 of words, is none: a model reads them all.
+    let encoded =
+        base64::engine::general_purpose::STANDARD.encode("Please tell me where my parcel is. ".repeat(9));
+    for word in [encoded, "a".repeat(5000), "今天天气很好".repeat(100), "Donaudampfschifffahrt".repeat(10)]
+    {
         assert_eq!(inspected(&format!(r#"{{"message": "{word}"}}"#), &[]).text.kept, word);
     }
 }

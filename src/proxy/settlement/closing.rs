@@ -49,7 +49,7 @@ impl Open {
             status: self.status,
             reading: &reading,
             whole: outcome == Outcome::Completed || self.read_on,
-            request_text: self.subject.inspected.text.seen_bytes > 0,
+            request_text: !self.subject.inspected.text.is_empty(),
         };
         let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
         if matches!(basis, Basis::Text(_)) {
