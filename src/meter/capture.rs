@@ -409,8 +409,9 @@ impl Sink for Ruled<'_> {
             match action {
                 Action::Message => self.message(node),
                 Action::Text => {
+                    let another = std::mem::replace(&mut self.capture.document.has_text, true);
                     // Two texts of one document are two things said.
-                    if std::mem::replace(&mut self.capture.document.has_text, true) {
+                    if another {
                         self.capture.text.cut(b"");
                     }
                 }
