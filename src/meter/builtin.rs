@@ -5,6 +5,7 @@ mod lists;
 mod local;
 mod openai;
 mod providers;
+mod widgets;
 
 use super::format::{FormatConfig, RequestConfig};
 use super::usage::Merge;
@@ -32,6 +33,7 @@ pub(super) fn formats() -> Vec<(&'static str, FormatConfig)> {
         ("vercel-ai", frameworks::vercel_ai()),
         ("dify", frameworks::dify()),
         ("langchain", frameworks::langchain()),
+        ("widgets", widgets::widgets()),
     ]
 }
 
@@ -52,6 +54,7 @@ fn chat_service() -> FormatConfig {
             text: list(&["/message", "/messages/*/query", "/texts/*"]),
             session: list(&["/sessionId"]),
             model: list(&["/model"]),
+            ..RequestConfig::default()
         },
         ..FormatConfig::default()
     }

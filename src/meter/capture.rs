@@ -32,6 +32,8 @@ struct Document {
     ended: bool,
     /// It has a piece of text, if only an empty one.
     has_text: bool,
+    /// The alternative answer that it is a piece of.
+    choice: Option<u64>,
     begin: Mark,
     final_text: Option<Buffer>,
 }
@@ -48,6 +50,7 @@ impl Document {
         self.failed_by_name = false;
         self.ended = false;
         self.has_text = false;
+        self.choice = None;
         self.final_text = None;
     }
 }
@@ -86,6 +89,8 @@ pub(super) struct Capture {
     reported: bool,
     /// The last document had a piece of text.
     last_had_text: bool,
+    /// The alternative answer that the last piece belongs to.
+    choice: Option<u64>,
     /// The last document said that it is the stream's last.
     ended: bool,
 }
@@ -116,6 +121,7 @@ impl Capture {
             text_limit,
             reported: false,
             last_had_text: false,
+            choice: None,
             ended: false,
         }
     }
@@ -213,6 +219,12 @@ impl Capture {
         }
         if let Some(results) = document.results {
             self.results = Some(self.results.unwrap_or(0).saturating_add(results));
+        }
+        if let Some(choice) = document.choice.filter(|_| document.has_text) {
+            // Alternative answers come in turns; no token spans two of them.
+            if self.choice.replace(choice).is_some_and(|last| last != choice) {
+                self.text.cut_at(document.begin);
+            }
         }
         let failed = document.failed || document.failed_by_name;
         self.failed |= failed || (document.error && document.messages.is_empty());
@@ -396,10 +408,16 @@ impl Sink for Ruled<'_> {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message => self.message(node),
-                Action::Text => self.capture.document.has_text = true,
+                Action::Text => {
+                    let another = std::mem::replace(&mut self.capture.document.has_text, true);
+                    // Two texts of one document are two things said.
+                    if another {
+                        self.capture.text.cut(b"");
+                    }
+                }
                 Action::FinalText if self.capture.wants_text => {
                     let limit = self.capture.text_limit;
-                    self.capture.document.final_text.get_or_insert_with(|| Buffer::new(limit));
+                    self.capture.document.final_text.get_or_insert_with(|| Buffer::new(limit)).cut(b"");
                 }
                 _ => {}
             }
@@ -440,6 +458,10 @@ impl Sink for Ruled<'_> {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message if !null => self.message(node),
+                Action::Choice => {
+                    let digits = raw.and_then(|raw| std::str::from_utf8(raw).ok());
+                    self.capture.document.choice = digits.and_then(|digits| digits.parse().ok());
+                }
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
                 Action::End => self.capture.document.ended |= !null && raw != Some(b"false"),

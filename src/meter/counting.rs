@@ -11,64 +11,9 @@ use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
+use super::prompt::Prompt;
 use super::text::Text;
-
-/// How text becomes tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// OpenAI's of GPT-4o and later.
-    O200k,
-    /// OpenAI's of GPT-4, GPT-3.5 and the text embeddings.
-    Cl100k,
-    /// The chat service's own rule: a quarter of the characters of request and answer together, rounded up.
-    Chars4,
-}
-
-impl Encoding {
-    /// The encoding of that model; `o200k` for what is not known to have another.
-    ///
-    /// Source: the table of prefixes in OpenAI's tiktoken (`tiktoken/model.py`).
-    pub fn for_model(model: Option<&str>) -> Self {
-        let model = model.unwrap_or_default();
-        let name = model.rsplit('/').next().unwrap_or_default();
-        let name = name.strip_prefix("ft:").unwrap_or(name);
-        let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-        if starts(&["gpt-4o", "gpt-4.1", "gpt-4.5"]) {
-            Encoding::O200k
-        } else if starts(&["gpt-4", "gpt-3.5", "gpt-35", "text-embedding"]) {
-            Encoding::Cl100k
-        } else {
-            Encoding::O200k
-        }
-    }
-}
-
-/// How a format's text is counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Counting {
-    /// As the model does it: see [`Encoding::for_model`].
-    #[default]
-    Model,
-    /// Always with `o200k`.
-    O200k,
-    /// Always with `cl100k`.
-    Cl100k,
-    /// A quarter of the characters.
-    Chars4,
-}
-
-impl Counting {
-    /// The encoding for an answer by `model`.
-    pub fn encoding(self, model: Option<&str>) -> Encoding {
-        match self {
-            Counting::Model => Encoding::for_model(model),
-            Counting::O200k => Encoding::O200k,
-            Counting::Cl100k => Encoding::Cl100k,
-            Counting::Chars4 => Encoding::Chars4,
-        }
-    }
-}
+use super::tokenizer::{Encoding, With};
 
 /// What is to be counted.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,8 +33,11 @@ pub struct Counted {
     pub input: u64,
     /// Tokens of the answer.
     pub output: u64,
-    /// Whether not all text had been kept, and the rest was taken to be like what had.
+    /// Whether not all text had been kept, and the rest was taken to be like what had; or there was more than text (an
+    /// image of unknown size) whose tokens are a guess.
     pub extrapolated: bool,
+    /// What counted in place of the model's own tokenizer, where that is not on board or not known.
+    pub with: Option<With>,
 }
 
 type Then = Box<dyn FnOnce(Counted) + Send>;
@@ -179,6 +127,7 @@ fn work(queue: &Mutex<Receiver<(CountJob, Then)>>) {
             input: estimate(&job.request),
             output: estimate(&job.answer),
             extrapolated: true,
+            with: job.encoding.with(""),
         });
         drop(job);
         drop(catch_unwind(AssertUnwindSafe(|| then(counted))));
@@ -188,14 +137,7 @@ fn work(queue: &Mutex<Receiver<(CountJob, Then)>>) {
 /// Counts here and now: about 30 ns for each byte. For threads that may take that long.
 pub fn count(job: &CountJob) -> Counted {
     let (request, answer) = (&job.request, &job.answer);
-    let extrapolated = [request, answer].iter().any(|text| text.seen_bytes > text.kept.len() as u64);
-    let tokens = |tokenizer: &bpe_openai::Tokenizer| {
-        let of = |text: &Text| scaled(tokenizer.count(text.kept.as_str()) as u64, text);
-        (of(request), of(answer))
-    };
     let (input, output) = match job.encoding {
-        Encoding::O200k => tokens(bpe_openai::o200k_base()),
-        Encoding::Cl100k => tokens(bpe_openai::cl100k_base()),
         Encoding::Chars4 => {
             let chars = |text: &Text| scaled(text.kept.chars().count() as u64, text);
             let (asked, said) = (chars(request), chars(answer));
@@ -203,8 +145,34 @@ pub fn count(job: &CountJob) -> Counted {
             let input = asked.div_ceil(4);
             (input, total - input)
         }
+        encoding => (tokens(encoding, request), tokens(encoding, answer)),
     };
-    Counted { input, output, extrapolated }
+    let guessed = |text: &Text| {
+        let kept = |text: &Text| text.seen_bytes <= text.kept.len() as u64;
+        !kept(text) || text.prompt.as_ref().is_some_and(|prompt| prompt.estimated || !kept(&prompt.aside))
+    };
+    let longer = if answer.kept.len() > request.kept.len() { answer } else { request };
+    Counted {
+        input,
+        output,
+        extrapolated: guessed(request) || guessed(answer),
+        with: job.encoding.with(&longer.kept),
+    }
+}
+
+/// Tokens of a text, and of what a prompt holds beside it.
+fn tokens(encoding: Encoding, text: &Text) -> u64 {
+    let said = scaled(encoding.count(&text.kept, text.parts()), text);
+    let beside = text.prompt.as_deref().map_or(0, |prompt| {
+        let tools = prompt.tools_text();
+        let aside: Vec<_> = prompt.aside.parts().map(Prompt::aside_text).collect();
+        let aside = encoding.count(&prompt.aside.kept, aside.iter().map(|part| &**part));
+        encoding
+            .count(&tools, [&*tools].into_iter())
+            .saturating_add(scaled(aside, &prompt.aside))
+            .saturating_add(prompt.framing())
+    });
+    said.saturating_add(beside)
 }
 
 /// What was counted in the kept part, for the whole.
@@ -223,7 +191,30 @@ fn scaled(count: u64, text: &Text) -> u64 {
 /// A guess in constant time, for when there is no time to count: four bytes of ASCII a token, and a token for each
 /// other character, judged by the first few thousand bytes.
 pub fn estimate(text: &Text) -> u64 {
-    estimate_bytes(text.kept.as_bytes(), text.seen_bytes)
+    let said = estimate_bytes(text.kept.as_bytes(), text.seen_bytes);
+    let beside = text.prompt.as_deref().map_or(0, |prompt| {
+        // The names and signs of JSON schemas are half of them.
+        let tools = prompt.tools.len() as u64 / 8;
+        estimate(&prompt.aside).saturating_add(tools).saturating_add(prompt.framing())
+    });
+    said.saturating_add(beside)
+}
+
+/// Splits a total that a provider reports alone into input and output; they sum to `total` exactly.
+///
+/// The output is the answer's text as estimated; the rest is input, for what neither text shows (instructions, passages
+/// that were retrieved, earlier turns) goes into the prompt. Where the two texts are estimated at more than the total it
+/// is split in their ratio. Without an answer's text all of it is input.
+pub fn split_total(total: u64, request: &Text, answer: &Text) -> (u64, u64) {
+    let (asked, said) = (estimate(request), estimate(answer));
+    let both = asked.saturating_add(said);
+    let output = if both <= total {
+        said
+    } else {
+        let share = u128::from(total) * u128::from(said) / u128::from(both);
+        u64::try_from(share).unwrap_or(total).min(total)
+    };
+    (total - output, output)
 }
 
 /// The same of text whose beginning is `kept` and which has `seen_bytes` in all.
@@ -261,25 +252,6 @@ mod tests {
     }
 
     #[test]
-    fn the_model_chooses_the_encoding() {
-        for model in [
-            "gpt-4",
-            "gpt-4-turbo-2024-04-09",
-            "openai/gpt-3.5-turbo",
-            "gpt-35-turbo",
-            "text-embedding-3-small",
-        ] {
-            assert_eq!(Encoding::for_model(Some(model)), Encoding::Cl100k, "{model}");
-        }
-        for model in
-            ["gpt-4o-mini", "gpt-4.1", "gpt-4.5-preview", "o3", "claude-sonnet-4", "ft:gpt-4o:acme", ""]
-        {
-            assert_eq!(Encoding::for_model(Some(model)), Encoding::O200k, "{model}");
-        }
-        assert_eq!(Encoding::for_model(None), Encoding::O200k);
-    }
-
-    #[test]
     fn the_services_own_rule_rounds_the_sum_once() {
         let counted = count(&job(Encoding::Chars4, "grüße", "ab"));
         assert_eq!(counted.input + counted.output, 7u64.div_ceil(4));
@@ -289,9 +261,9 @@ mod tests {
     fn text_that_was_not_kept_is_taken_to_be_like_what_was() {
         let kept = "The quick brown fox. ".repeat(100);
         let whole = count(&job(Encoding::O200k, "", &kept)).output;
-        let answer = Text { seen_bytes: 10 * kept.len() as u64, kept };
+        let answer = Text { seen_bytes: 10 * kept.len() as u64, ..Text::whole(kept) };
         let counted = count(&CountJob { encoding: Encoding::O200k, request: Text::default(), answer });
-        assert_eq!(counted, Counted { input: 0, output: 10 * whole, extrapolated: true });
+        assert_eq!(counted, Counted { input: 0, output: 10 * whole, extrapolated: true, with: None });
     }
 
     #[test]
@@ -308,10 +280,78 @@ mod tests {
     }
 
     #[test]
+    fn no_token_spans_two_parts() {
+        let mut buffer = crate::meter::text::Buffer::new(100);
+        for part in ["hello", " wor", "ld", "", "!"] {
+            buffer.cut(b"\n");
+            buffer.push(part.as_bytes());
+        }
+        let text = buffer.into_text();
+        assert_eq!(text.kept, "hello\n wor\nld\n\n!");
+        assert_eq!(text.parts().collect::<Vec<_>>(), ["hello", " wor", "ld", "!"]);
+        let count_of = |text: Text| {
+            count(&CountJob { encoding: Encoding::O200k, request: text, answer: Text::default() }).input
+        };
+        let apart: u64 =
+            ["hello", " wor", "ld", "!"].into_iter().map(|part| count_of(Text::whole(part))).sum();
+        assert_eq!(count_of(text), apart);
+    }
+
+    #[test]
+    fn what_is_counted_by_another_tokenizer_says_so() {
+        let family = Encoding::for_model(Some("claude-sonnet-4"));
+        let counted = count(&job(family, "Hello", "How are you today?"));
+        assert_eq!(counted.with.unwrap().to_string(), "cl100k × 1.10 (claude, latin)");
+        assert_eq!(count(&job(Encoding::StandIn, "Hello", "")).with.unwrap().to_string(), "o200k");
+        assert_eq!(count(&job(Encoding::O200k, "Hello", "")).with, None);
+    }
+
+    #[test]
+    fn a_total_is_split_by_the_visible_text() {
+        let words = |count: usize| Text::whole("word ".repeat(count));
+        let said = estimate(&words(100));
+        assert_eq!(split_total(1_000, &words(20), &words(100)), (1_000 - said, said));
+        assert_eq!(split_total(1_000, &Text::default(), &words(100)), (1_000 - said, said));
+        assert_eq!(split_total(1_000, &words(20), &Text::default()), (1_000, 0));
+        assert_eq!(split_total(1_000, &Text::default(), &Text::default()), (1_000, 0));
+        // Seen at more than the total: in the ratio of the two.
+        assert_eq!(split_total(100, &words(1_000), &words(1_000)), (50, 50));
+        assert_eq!(split_total(0, &words(10), &words(10)), (0, 0));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_split_sums_to_its_total_exactly(total: u64, asked in ".{0,200}", said in ".{0,200}", unseen: u64) {
+            let answer = Text { seen_bytes: unseen.max(said.len() as u64), ..Text::whole(said) };
+            let (input, output) = split_total(total, &Text::whole(asked), &answer);
+            proptest::prop_assert_eq!(input.checked_add(output), Some(total));
+        }
+
+        #[test]
+        fn parts_are_counted_as_if_each_stood_alone(parts in proptest::collection::vec(".{0,20}", 0..8), limit in 0usize..120) {
+            let mut buffer = crate::meter::text::Buffer::new(limit);
+            for part in &parts {
+                buffer.cut(b"\n");
+                buffer.push(part.as_bytes());
+            }
+            let text = buffer.into_text();
+            let kept: String = text.parts().collect();
+            let whole: String = parts.concat();
+            proptest::prop_assert!(whole.starts_with(&kept) || text.seen_bytes > text.kept.len() as u64);
+            if text.seen_bytes == text.kept.len() as u64 {
+                proptest::prop_assert_eq!(kept, whole);
+            }
+        }
+    }
+
+    #[test]
     fn a_job_is_counted_by_a_thread() {
         let counter = Counter::start(2, 8);
         let receiver = counter.submit(job(Encoding::O200k, "hello world", "hello")).unwrap();
-        assert_eq!(receiver.blocking_recv().unwrap(), Counted { input: 2, output: 1, extrapolated: false });
+        assert_eq!(
+            receiver.blocking_recv().unwrap(),
+            Counted { input: 2, output: 1, extrapolated: false, with: None }
+        );
     }
 
     #[test]

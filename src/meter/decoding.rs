@@ -314,12 +314,23 @@ struct Several;
 /// The one coding of a `Content-Encoding`, in lower case; none where the body is as it is.
 fn single_coding(content_encoding: Option<&[u8]>) -> Result<Option<Vec<u8>>, Several> {
     let codings = content_encoding.unwrap_or_default().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    let mut codings =
-        codings.filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    let mut codings = codings.filter(|coding| !is_no_coding(coding));
     match (codings.next(), codings.next()) {
         (coding, None) => Ok(coding.map(<[u8]>::to_ascii_lowercase)),
         _ => Err(Several),
     }
+}
+
+/// What some send as a coding and is none: `identity` (RFC 9110, 8.4.1), a charset (encode/httpx#195,
+/// apache/httpcomponents-client#698), `none`, or one of the `Content-Transfer-Encoding`s that leave the bytes alone.
+fn is_no_coding(coding: &[u8]) -> bool {
+    const NONE: [&str; 12] = [
+        "", "identity", "none", "null", "utf8", "utf-8", "us-ascii", "ascii", "latin1", "binary", "7bit",
+        "8bit",
+    ];
+    let coding = std::str::from_utf8(coding).unwrap_or("?").trim_matches('"').to_ascii_lowercase();
+    let charsets = ["iso-8859-", "windows-125", "charset=", "utf-16", "utf-32"];
+    NONE.contains(&&*coding) || charsets.iter().any(|charset| coding.starts_with(charset))
 }
 
 /// RFC 1950: method 8, and a header that 31 divides.

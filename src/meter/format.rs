@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::counting::Counting;
 use super::pointer::{PointerError, Tree, parse};
+use super::tokenizer::Counting;
 use super::usage::{Class, Merge, Shape};
 use super::wanted::{Wanted, want};
 
@@ -73,6 +73,9 @@ pub struct FormatConfig {
     pub calls: CallsConfig,
     /// Counts in the answer's headers.
     pub headers: HeadersConfig,
+    /// Which of several alternative answers a piece of a stream belongs to, as `/choices/*/index`: they are counted one by
+    /// one.
+    pub choices: Vec<String>,
     /// How text is counted where nothing is reported.
     pub counting: Counting,
     /// What requests look like.
@@ -109,6 +112,7 @@ impl Default for FormatConfig {
             billing: BillingConfig::default(),
             calls: CallsConfig::default(),
             headers: HeadersConfig::default(),
+            choices: Vec::new(),
             counting: Counting::Model,
             request: RequestConfig::default(),
         }
@@ -199,6 +203,20 @@ pub struct RequestConfig {
     pub model: Vec<String>,
     /// The chat session.
     pub session: Vec<String>,
+    /// The role of each message of a chat: every message costs some tokens beside its words, and so does the answer's
+    /// beginning.
+    pub roles: Vec<String>,
+    /// Names of those who wrote a message.
+    pub names: Vec<String>,
+    /// Names of the tools that earlier answers called.
+    pub calls: Vec<String>,
+    /// What goes to the model beside what was said: the arguments of such calls.
+    pub aside: Vec<String>,
+    /// Definitions of tools: lists of them, as `/tools`.
+    pub tools: Vec<String>,
+    /// Images in messages: a string (a URL, or base64), or an object with such a string as `url` or `data`, and perhaps
+    /// its `detail`.
+    pub images: Vec<String>,
 }
 
 /// What is wrong with a format of the config.
@@ -262,6 +280,7 @@ pub(super) enum Action {
     EndWhen(Arc<[String]>),
     Text,
     FinalText,
+    Choice,
 }
 
 /// A count: whose, of what, and how far down its list.
@@ -296,7 +315,8 @@ fn wants(action: &Action) -> u8 {
         | Action::TurnWhen { .. }
         | Action::Model { .. }
         | Action::ErrorWhen(_)
-        | Action::EndWhen(_) => want::SCALAR,
+        | Action::EndWhen(_)
+        | Action::Choice => want::SCALAR,
         Action::Error
         | Action::End
         | Action::CallEnd { .. }
@@ -317,6 +337,15 @@ pub(super) enum Ask {
     Text,
     Model,
     Session,
+    Role,
+    Name,
+    Call,
+    Aside,
+    Tools,
+    /// An image, and where it has one, its member that holds it, and the one that says how closely it is looked at.
+    Image,
+    ImageSource,
+    ImageDetail,
 }
 
 /// The rules by which one service's answers are read: data, built in or from the config.
@@ -562,6 +591,7 @@ impl FormatConfig {
             ("end", Action::End, &self.end),
             ("text", Action::Text, &self.text),
             ("final_text", Action::FinalText, &self.final_text),
+            ("choices", Action::Choice, &self.choices),
         ] {
             for pointer in pointers {
                 into.push((tokens(key, pointer)?, action.clone()));
@@ -578,10 +608,24 @@ impl RequestConfig {
             ("request.text", Ask::Text, &self.text),
             ("request.model", Ask::Model, &self.model),
             ("request.session", Ask::Session, &self.session),
+            ("request.roles", Ask::Role, &self.roles),
+            ("request.names", Ask::Name, &self.names),
+            ("request.calls", Ask::Call, &self.calls),
+            ("request.aside", Ask::Aside, &self.aside),
+            ("request.tools", Ask::Tools, &self.tools),
         ] {
             for pointer in pointers {
                 into.push((tokens(key, pointer)?, ask));
             }
+        }
+        for pointer in &self.images {
+            let image = tokens("request.images", pointer)?;
+            for (member, ask) in
+                [("url", Ask::ImageSource), ("data", Ask::ImageSource), ("detail", Ask::ImageDetail)]
+            {
+                into.push(([&image[..], &[member.to_owned()]].concat(), ask));
+            }
+            into.push((image, Ask::Image));
         }
         for pointer in &self.batches {
             let key = "request.batches";
@@ -742,6 +786,7 @@ fn unite(answer: &mut Pointers<Action>) {
             Action::Result => "result",
             Action::Error => "error",
             Action::End => "end",
+            Action::Choice => "choice",
         };
         seen.insert((tokens.clone(), kind))
     });

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::builtin;
-use super::counting::Counting;
 use super::format::{Format, FormatConfig, FormatError, RequestConfig};
+use super::tokenizer::Counting;
 
 /// All formats by name.
 #[derive(Clone, Debug)]

@@ -4,14 +4,18 @@
 //! mark, half a surrogate pair, absurd depth or numbers, something after the end) the body is refused as not JSON,
 //! so that nobody is charged for another's request. Of a repeated key the last one counts, as in `JSON.parse`.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::format::{Ask, Format};
+use super::image::Image;
+use super::key::Key;
+use super::last_resort;
 use super::pointer::{NodeId, Tree, UNWANTED};
+use super::prompt::{CALL, CALLS_TOGETHER, NAME, Prompt, WORDS_AND_CALLS};
 use super::text::{Buffer, Mark, Text};
 
 /// What a metered request's body says, read once.
@@ -55,6 +59,12 @@ pub(super) fn inspect(
         model: None,
         session: None,
         text: Buffer::new(text_limit),
+        aside: Buffer::new(text_limit),
+        tools: Buffer::new(text_limit),
+        extras: SmallVec::new(),
+        image: Image::default(),
+        said: false,
+        calls: 0,
         marks: SmallVec::new(),
     };
     let asked = pointers.iter().enumerate();
@@ -65,7 +75,8 @@ pub(super) fn inspect(
     parser.end().map_err(|_| NotJson)?;
 
     let messages = found.elements.iter().filter(|tally| tally.members > 0).map(|tally| tally.elements).max();
-    Ok(Inspected {
+    let prompt = found.prompt();
+    let mut inspected = Inspected {
         values: found.values,
         messages: messages.unwrap_or(1).max(1),
         embeddings: found.embeddings.iter().map(|(_, count)| *count).max().unwrap_or(0),
@@ -74,7 +85,15 @@ pub(super) fn inspect(
         text: found.text.into_text(),
         guessed: false,
         shape: None,
-    })
+    };
+    if inspected.text.is_empty() && format.has_tokens() {
+        let found = last_resort::read(body, text_limit);
+        inspected.guessed = !found.text.is_empty();
+        inspected.text = found.text;
+        inspected.shape = found.shape;
+    }
+    inspected.text.prompt = (!prompt.is_empty()).then(|| Box::new(prompt));
+    Ok(inspected)
 }
 
 /// An array of messages: its elements, and those that have the member that makes them messages.
@@ -92,7 +111,76 @@ struct Found {
     model: Option<(NodeId, String)>,
     session: Option<(NodeId, String)>,
     text: Buffer,
-    marks: SmallVec<[(NodeId, Mark); 8]>,
+    aside: Buffer,
+    tools: Buffer,
+    extras: SmallVec<[(NodeId, Extra, u64); 8]>,
+    /// The image at hand.
+    image: Image,
+    /// The message at hand has words, and how many calls of tools. (They stand behind its role, as everybody's do.)
+    said: bool,
+    calls: u64,
+    marks: SmallVec<[(NodeId, Marks); 8]>,
+}
+
+/// Where the texts stood.
+type Marks = [Mark; 3];
+
+/// What a prompt has beside text; a number of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extra {
+    Message,
+    SystemMessage,
+    Token,
+    /// A thing whose tokens are a guess.
+    Guess,
+}
+
+impl Found {
+    fn add(&mut self, node: NodeId, extra: Extra, count: u64) {
+        match self.extras.iter_mut().find(|(at, kind, _)| *at == node && *kind == extra) {
+            Some((.., sum)) => *sum += count,
+            None => self.extras.push((node, extra, count)),
+        }
+    }
+
+    fn aside(&mut self, value: &str) {
+        self.aside.cut(b"\n");
+        self.aside.push(value.as_bytes());
+    }
+
+    fn add_image(&mut self, node: NodeId, image: Image) {
+        if image.present {
+            let (tokens, guess) = image.tokens();
+            self.add(node, Extra::Token, tokens);
+            self.add(node, Extra::Guess, u64::from(guess));
+        }
+    }
+
+    /// What the prompt holds beside its text, taken out.
+    fn prompt(&mut self) -> Prompt {
+        let of =
+            |kind| self.extras.iter().filter(|(_, extra, _)| *extra == kind).map(|(.., count)| count).sum();
+        let system: u64 = of(Extra::SystemMessage);
+        let messages: u64 = of(Extra::Message);
+        Prompt {
+            messages: messages + system,
+            system: system > 0,
+            tokens: of(Extra::Token),
+            estimated: of(Extra::Guess) > 0,
+            aside: self.aside.take().into_text(),
+            tools: self.tools.take().into_text().kept,
+        }
+    }
+
+    fn marks(&self) -> Marks {
+        [self.text.mark(), self.aside.mark(), self.tools.mark()]
+    }
+
+    fn go_back(&mut self, marks: Marks) {
+        for (buffer, mark) in [&mut self.text, &mut self.aside, &mut self.tools].into_iter().zip(marks) {
+            buffer.go_back(mark);
+        }
+    }
 }
 
 /// The rest of the pointers that lead here or below, with their places in the list.
@@ -135,26 +223,73 @@ impl<'p> At<'_, 'p> {
         if self.node == UNWANTED {
             return;
         }
-        let node = self.node;
-        let mut wrote = false;
-        for ask in self.tree.actions(node) {
-            match ask {
-                Ask::Text if is_text && !wrote => {
-                    wrote = true;
-                    if !self.found.text.is_empty() {
-                        self.found.text.push(b"\n");
-                    }
-                    self.found.text.push(value.as_bytes());
-                }
-                Ask::Model if is_text => self.found.model = Some((node, value.to_owned())),
-                Ask::Session => self.found.session = Some((node, value.to_owned())),
-                _ => {}
-            }
+        if is_text {
+            self.string(value);
+        }
+        if self.actions().contains(&Ask::Session) {
+            self.found.session = Some((self.node, value.to_owned()));
         }
         if is_text {
             self.embeddings(1);
         }
         self.member_or_element();
+    }
+
+    fn string(&mut self, value: &str) {
+        let (node, found) = (self.node, &mut *self.found);
+        let actions = self.tree.actions(node);
+        for (place, ask) in actions.iter().enumerate() {
+            // Several pointers may lead here for the same thing.
+            if actions[..place].contains(ask) {
+                continue;
+            }
+            match ask {
+                Ask::Text if !last_resort::is_no_words(value) => {
+                    found.text.cut(b"\n");
+                    found.text.push(value.as_bytes());
+                    found.said |= !value.is_empty();
+                }
+                Ask::Model => found.model = Some((node, value.to_owned())),
+                Ask::Role => {
+                    let system = matches!(value, "system" | "developer");
+                    found.add(node, if system { Extra::SystemMessage } else { Extra::Message }, 1);
+                    (found.said, found.calls) = (false, 0);
+                }
+                Ask::Name | Ask::Aside if !value.is_empty() => {
+                    found.aside(value);
+                    found.add(node, Extra::Token, if *ask == Ask::Name { NAME } else { 0 });
+                }
+                Ask::Call if !value.is_empty() => {
+                    found.aside(value);
+                    found.aside(value);
+                    found.calls += 1;
+                    let beside = match found.calls {
+                        1 if found.said => WORDS_AND_CALLS,
+                        2 => CALLS_TOGETHER,
+                        _ => 0,
+                    };
+                    found.add(node, Extra::Token, CALL + beside);
+                }
+                Ask::Image => {
+                    let mut image = Image::default();
+                    image.see(value);
+                    found.add_image(node, image);
+                }
+                Ask::ImageSource => found.image.see(value),
+                Ask::ImageDetail => found.image.low = value == "low",
+                _ => {}
+            }
+        }
+    }
+
+    /// A list of token ids (OpenAI takes them in place of a text) costs as many tokens where a text could stand.
+    fn ids(&mut self, count: u64) -> bool {
+        let node = self.node;
+        let wanted = self.actions().iter().any(|ask| matches!(ask, Ask::Text | Ask::Embeddings));
+        if wanted && count > 0 {
+            self.found.add(node, Extra::Token, count);
+        }
+        wanted
     }
 
     fn embeddings(&mut self, count: u64) {
@@ -207,13 +342,15 @@ impl<'p> At<'_, 'p> {
         found.embeddings.retain(|(at, _)| !below.contains(at));
         found.model.take_if(|(at, _)| below.contains(at));
         found.session.take_if(|(at, _)| below.contains(at));
-        if let Some((_, mark)) = found.marks.iter().find(|(at, _)| *at == node) {
-            found.text.go_back(*mark);
+        found.extras.retain(|(at, ..)| !below.contains(at));
+        if let Some((_, marks)) = found.marks.iter().find(|(at, _)| *at == node) {
+            let marks = *marks;
+            found.go_back(marks);
         }
     }
 
     fn mark(&mut self, node: NodeId) {
-        let mark = self.found.text.mark();
+        let mark = self.found.marks();
         match self.found.marks.iter_mut().find(|(at, _)| *at == node) {
             Some((_, old)) => *old = mark,
             None => self.found.marks.push((node, mark)),
@@ -225,54 +362,64 @@ impl<'p> At<'_, 'p> {
 const END: &str = "\u{0}";
 
 impl<'de> DeserializeSeed<'de> for At<'_, '_> {
-    type Value = ();
+    /// Token ids in a list that nobody has counted yet; else 0.
+    type Value = u64;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
+        if !self.actions().contains(&Ask::Tools) {
+            return deserializer.deserialize_any(self);
+        }
+        let tools = <&RawValue>::deserialize(deserializer)?.get();
+        if tools != "null" {
+            self.found.tools.cut(b"\n");
+            self.found.tools.push(tools.as_bytes());
+        }
+        serde_json::Deserializer::from_str(tools).deserialize_any(self).map_err(D::Error::custom)
     }
 }
 
 impl<'de> Visitor<'de> for At<'_, '_> {
-    type Value = ();
+    type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_str<E: Error>(mut self, value: &str) -> Result<(), E> {
+    fn visit_str<E: Error>(mut self, value: &str) -> Result<u64, E> {
         self.value(value, true);
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_u64<E: Error>(mut self, value: u64) -> Result<(), E> {
+    fn visit_u64<E: Error>(mut self, value: u64) -> Result<u64, E> {
         self.value(&value.to_string(), false);
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_i64<E: Error>(mut self, value: i64) -> Result<(), E> {
+    fn visit_i64<E: Error>(mut self, value: i64) -> Result<u64, E> {
         self.value(&value.to_string(), false);
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_f64<E: Error>(mut self, value: f64) -> Result<(), E> {
+    fn visit_f64<E: Error>(mut self, value: f64) -> Result<u64, E> {
         self.value(&value.to_string(), false);
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_bool<E: Error>(mut self, _value: bool) -> Result<(), E> {
+    fn visit_bool<E: Error>(mut self, _value: bool) -> Result<u64, E> {
         self.member_or_element();
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_unit<E: Error>(mut self) -> Result<(), E> {
+    fn visit_unit<E: Error>(mut self) -> Result<u64, E> {
         self.member_or_element();
-        Ok(())
+        Ok(0)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<u64, A::Error> {
         self.member_or_element();
         let mut index: u32 = 0;
         let mut first = Kind::Other;
+        let (mut ids, mut others) = (0, false);
         let mut name = String::new();
         loop {
             let node = if self.node == UNWANTED { UNWANTED } else { self.tree.element(self.node, index) };
@@ -292,20 +439,32 @@ impl<'de> Visitor<'de> for At<'_, '_> {
             if index == 0 {
                 first = kind;
             }
+            match kind {
+                Kind::Number { id } => {
+                    ids += u64::from(id);
+                    others |= !id;
+                }
+                Kind::List { ids: inner } => ids += inner,
+                Kind::Text | Kind::Other => others = true,
+            }
             index = index.saturating_add(1);
         }
         // Strings or token lists are a text each; bare tokens are one text; objects are no texts (they are the
         // input of a conversation).
         match first {
-            Kind::Text | Kind::List => self.embeddings(u64::from(index)),
-            Kind::Number => self.embeddings(1),
+            Kind::Text | Kind::List { .. } => self.embeddings(u64::from(index)),
+            Kind::Number { .. } => self.embeddings(1),
             Kind::Other => {}
         }
-        Ok(())
+        // What holds other things too is no list of ids.
+        let ids = if others { 0 } else { ids };
+        Ok(if self.ids(ids) { 0 } else { ids })
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<u64, A::Error> {
         self.member_or_element();
+        let is_image = self.actions().contains(&Ask::Image);
+        let around = is_image.then(|| std::mem::take(&mut self.found.image));
         let mut seen: SmallVec<[String; 2]> = SmallVec::new();
         let mut seen_nodes: SmallVec<[NodeId; 8]> = SmallVec::new();
         while let Some(key) = map.next_key_seed(Key)? {
@@ -329,7 +488,11 @@ impl<'de> Visitor<'de> for At<'_, '_> {
             }
             map.next_value_seed(At { tree: self.tree, node, asked, found: self.found })?;
         }
-        Ok(())
+        if let Some(around) = around {
+            let image = std::mem::replace(&mut self.found.image, around);
+            self.found.add_image(self.node, image);
+        }
+        Ok(0)
     }
 }
 
@@ -337,8 +500,14 @@ impl<'de> Visitor<'de> for At<'_, '_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
-    Number,
-    List,
+    /// A number, and whether it can be a token's id.
+    Number {
+        id: bool,
+    },
+    /// A list, and the token ids in it.
+    List {
+        ids: u64,
+    },
     Other,
 }
 
@@ -365,65 +534,38 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
         *self.kind = Kind::Text;
-        self.at.visit_str(value)
+        self.at.visit_str(value).map(drop)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        *self.kind = Kind::Number;
-        self.at.visit_u64(value)
+        *self.kind = Kind::Number { id: true };
+        self.at.visit_u64(value).map(drop)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        *self.kind = Kind::Number;
-        self.at.visit_i64(value)
+        *self.kind = Kind::Number { id: false };
+        self.at.visit_i64(value).map(drop)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        *self.kind = Kind::Number;
-        self.at.visit_f64(value)
+        *self.kind = Kind::Number { id: false };
+        self.at.visit_f64(value).map(drop)
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.at.visit_bool(value)
+        self.at.visit_bool(value).map(drop)
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.at.visit_unit()
+        self.at.visit_unit().map(drop)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<(), A::Error> {
-        *self.kind = Kind::List;
-        self.at.visit_seq(seq)
+        *self.kind = Kind::List { ids: self.at.visit_seq(seq)? };
+        Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        self.at.visit_map(map)
-    }
-}
-
-/// A key, borrowed where it has no escapes.
-struct Key;
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Cow<'de, str>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Key {
-    type Value = Cow<'de, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<Self::Value, E> {
-        Ok(Cow::Borrowed(key))
-    }
-
-    fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(Cow::Owned(key.to_owned()))
+        self.at.visit_map(map).map(drop)
     }
 }

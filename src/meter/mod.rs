@@ -24,11 +24,17 @@ mod format;
 mod formats;
 mod frames;
 mod glean;
+mod image;
 mod inspect;
+mod key;
+mod last_resort;
 mod passing;
 mod pointer;
+mod prompt;
 mod skim;
 mod text;
+mod tokenizer;
+mod tools;
 mod unescape;
 mod usage;
 mod wanted;
@@ -37,7 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capture::Running;
-pub use counting::{CountJob, Counted, Counter, Counting, Encoding, count, estimate};
+pub use counting::{CountJob, Counted, Counter, count, estimate, split_total};
 pub use decoding::{DecodeError, decode_request};
 pub use events::StreamKind;
 pub use format::{
@@ -47,7 +53,9 @@ pub use formats::Formats;
 pub use glean::{Pointers, glean};
 pub use inspect::{Inspected, NotJson};
 pub use pointer::PointerError;
-pub use text::Text;
+pub use prompt::Prompt;
+pub use text::{Cut, Text};
+pub use tokenizer::{Counting, Encoding, With};
 pub use usage::Merge;
 
 use crate::model::billing::Billing;

@@ -237,6 +237,38 @@ fn a_meter_knows_when_nothing_is_left_to_count() {
     assert!(meter.reported());
 }
 
+fn output_of(reading: Reading) -> u64 {
+    let job = CountJob { encoding: Encoding::O200k, request: Text::default(), answer: reading.text };
+    count(&job).output
+}
+
+#[test]
+fn several_choices_are_counted_one_by_one() {
+    let of = |text: &str| bpe_openai::o200k_base().count(text) as u64;
+    // Together `new` and `line`, or `}` and `}`, would be one token.
+    let body = r#"{"choices": [{"index": 0, "message": {"content": "a new"}}, {"index": 1, "message": {"content": "line}"}},
+        {"index": 2, "message": {"content": null, "tool_calls": [{"function": {"name": "up", "arguments": "}}"}}]}}]}"#;
+    let reading = read(JSON, body);
+    assert_eq!(reading.text.parts().collect::<Vec<_>>(), ["a new", "line}", "up", "}}"]);
+    assert_eq!(output_of(reading), of("a new") + of("line}") + of("up") + of("}}"));
+}
+
+#[test]
+fn choices_that_come_in_turns_share_no_token() {
+    let chunk = |choice: u8, text: &str| {
+        format!("data: {{\"choices\":[{{\"index\":{choice},\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
+    };
+    let turns = [(0, "New"), (1, "New"), (0, " York"), (1, "line"), (0, " is"), (0, " it"), (1, "!")];
+    let body: String = turns.into_iter().map(|(choice, text)| chunk(choice, text)).collect();
+    let reading = read(SSE, &body);
+    assert_eq!(reading.text.parts().collect::<Vec<_>>(), ["New", "New", " York", "line", " is it", "!"]);
+    assert_eq!(read_pieces(&pieces(body.as_bytes(), &[1]), 200, SSE, None), reading);
+    assert_eq!(output_of(reading), 7);
+    // One answer alone is one text, however it is cut.
+    let alone = read(SSE, &(chunk(0, "New") + &chunk(0, "line")));
+    assert_eq!(alone.text, Text::whole("Newline"));
+}
+
 #[test]
 fn an_error_status_is_charged_nothing() {
     let body = r#"{"error": {"message": "x"}, "usage": {"total_tokens": 5}, "reply": "sorry"}"#;

@@ -1,5 +1,7 @@
 //! Text that is kept to be counted: bounded, and forgotten as soon as it has been.
 
+use super::prompt::Prompt;
+
 /// Text kept for counting: what was kept, and how many bytes there were in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text {
@@ -7,18 +9,45 @@ pub struct Text {
     pub kept: String,
     /// Bytes of text seen, kept or not.
     pub seen_bytes: u64,
+    /// Where `kept` is cut into parts that the model reads, or writes, one by one: no token spans two of them.
+    pub cuts: Box<[Cut]>,
+    /// What a prompt holds beside these words; `None` where there is no more.
+    pub prompt: Option<Box<Prompt>>,
 }
+
+/// A part ends and the next one begins; what joins them (a line end, or nothing) is of neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of `kept` before the end of the part.
+    pub end: u32,
+    /// Bytes of `kept` before the beginning of the next.
+    pub next: u32,
+}
+
+/// More parts than this are counted as one.
+const MAX_CUTS: usize = 4096;
 
 impl Text {
     /// The whole of `text`, nothing left out.
     pub fn whole(text: impl Into<String>) -> Self {
         let kept = text.into();
-        Self { seen_bytes: kept.len() as u64, kept }
+        Self { seen_bytes: kept.len() as u64, kept, ..Self::default() }
     }
 
-    /// Whether there was no text at all.
+    /// The kept parts, in order. None of them is empty.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        let ends = self.cuts.iter().map(|cut| cut.end as usize).chain([self.kept.len()]);
+        let begins = [0].into_iter().chain(self.cuts.iter().map(|cut| cut.next as usize));
+        // A cut at the limit may fall within a character, and then stands beyond what was kept.
+        begins
+            .zip(ends)
+            .filter_map(|(begin, end)| self.kept.get(begin..end.min(self.kept.len())))
+            .filter(|part| !part.is_empty())
+    }
+
+    /// Whether there was no text at all, nor a thing in its place (an image, token ids).
     pub fn is_empty(&self) -> bool {
-        self.seen_bytes == 0
+        self.seen_bytes == 0 && self.prompt.as_ref().is_none_or(|prompt| prompt.tokens == 0)
     }
 }
 
@@ -27,6 +56,7 @@ impl Text {
 pub(super) struct Mark {
     kept: usize,
     seen_bytes: u64,
+    cuts: usize,
 }
 
 /// A [`Text`] in the making. Bytes, because a character may come in two chunks.
@@ -34,13 +64,14 @@ pub(super) struct Mark {
 pub(super) struct Buffer {
     kept: Vec<u8>,
     seen_bytes: u64,
+    cuts: Vec<Cut>,
     limit: usize,
 }
 
 impl Buffer {
     /// An empty buffer that keeps at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { kept: Vec::new(), seen_bytes: 0, limit }
+        Self { kept: Vec::new(), seen_bytes: 0, cuts: Vec::new(), limit }
     }
 
     #[inline]
@@ -53,12 +84,41 @@ impl Buffer {
         self.seen_bytes += bytes.len() as u64;
     }
 
-    pub(super) fn mark(&self) -> Mark {
-        Mark { kept: self.kept.len(), seen_bytes: self.seen_bytes }
+    /// A part ends here; `join` stands between it and the next.
+    pub(super) fn cut(&mut self, join: &[u8]) {
+        if self.is_empty() {
+            return;
+        }
+        let end = self.kept.len();
+        let whole = self.seen_bytes == end as u64;
+        self.push(join);
+        if let (true, Ok(end), Ok(next)) = (whole, u32::try_from(end), u32::try_from(self.kept.len()))
+            && self.cuts.len() < MAX_CUTS
+            && self.cuts.last().is_none_or(|last| last.next < next)
+        {
+            self.cuts.push(Cut { end, next });
+        }
     }
 
+    /// A part ended at `mark`, though more came since.
+    pub(super) fn cut_at(&mut self, mark: Mark) {
+        let whole = mark.seen_bytes == mark.kept as u64 && mark.kept > 0 && mark.kept < self.kept.len();
+        if let (true, Ok(end)) = (whole && self.cuts.len() < MAX_CUTS, u32::try_from(mark.kept)) {
+            self.cuts.insert(mark.cuts.min(self.cuts.len()), Cut { end, next: end });
+        }
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { kept: self.kept.len(), seen_bytes: self.seen_bytes, cuts: self.cuts.len() }
+    }
+
+    /// Forgets what came after `mark`; nothing, where the buffer went back beyond it meanwhile.
     pub(super) fn go_back(&mut self, mark: Mark) {
+        if mark.seen_bytes > self.seen_bytes {
+            return;
+        }
         self.kept.truncate(mark.kept);
+        self.cuts.truncate(mark.cuts);
         self.seen_bytes = mark.seen_bytes;
     }
 
@@ -76,6 +136,11 @@ impl Buffer {
         *self = Self::new(self.limit);
     }
 
+    /// The buffer so far; what is pushed from now on begins anew.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.limit))
+    }
+
     pub(super) fn into_text(self) -> Text {
         let kept = String::from_utf8(self.kept).unwrap_or_else(|error| {
             // A cut at the limit, or at the end of a broken answer, may fall within a character.
@@ -87,6 +152,6 @@ impl Buffer {
             }
             String::from_utf8_lossy(&bytes).into_owned()
         });
-        Text { kept, seen_bytes: self.seen_bytes }
+        Text { kept, seen_bytes: self.seen_bytes, cuts: self.cuts.into(), prompt: None }
     }
 }

@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn text() -> Reading {
-        Reading { text: Text { kept: "hello".into(), seen_bytes: 5 }, ..Reading::default() }
+        Reading { text: Text::whole("hello"), ..Reading::default() }
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             price(basis, Outcome::ClientAborted, reading, counted, reserved, 150).tokens
         };
         assert_eq!(charge(&before_the_answer, &nothing, None), Some(150));
-        let counted = Counted { input: 3, output: 4, extrapolated: false };
+        let counted = Counted { input: 3, output: 4, ..Counted::default() };
         assert_eq!(charge(&Basis::Text(TokenSource::Partial), &text(), Some(&counted)), Some(150));
         assert_eq!(charge(&Basis::Reported(TokenSource::Partial), &reported(900), None), Some(900));
     }

@@ -55,6 +55,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let billing = table.optional("billing").map_or(Some(BillingConfig::default()), |slot| billing(&slot));
     let calls = table.optional("calls").map_or(Some(CallsConfig::default()), |slot| calls(&slot));
     let headers = table.optional("headers").map_or(Some(HeadersConfig::default()), |slot| headers(&slot));
+    let choices = pointers(&table, "choices");
     let counting = choice(&table, "counting", default.counting, &COUNTINGS);
     let request = table.optional("request").map_or(Some(RequestConfig::default()), |slot| request(&slot));
     Some(FormatConfig {
@@ -85,6 +86,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         billing: billing?,
         calls: calls?,
         headers: headers?,
+        choices: choices?,
         counting: counting?,
         request: request?,
     })
@@ -170,12 +172,24 @@ fn request(slot: &Slot<'_>) -> Option<RequestConfig> {
     let text = pointers(&table, "text");
     let model = pointers(&table, "model");
     let session = pointers(&table, "session");
+    let roles = pointers(&table, "roles");
+    let names = pointers(&table, "names");
+    let calls = pointers(&table, "calls");
+    let aside = pointers(&table, "aside");
+    let tools = pointers(&table, "tools");
+    let images = pointers(&table, "images");
     Some(RequestConfig {
         batches: batches?,
         embeddings: embeddings?,
         text: text?,
         model: model?,
         session: session?,
+        roles: roles?,
+        names: names?,
+        calls: calls?,
+        aside: aside?,
+        tools: tools?,
+        images: images?,
     })
 }
 

@@ -47,15 +47,25 @@ pub(super) fn vercel_ai() -> FormatConfig {
         error_when: when("/type", &["error"]),
         text: list(&["/text", "/delta", "/textDelta", "/inputTextDelta", "/argsTextDelta"]),
         request: RequestConfig {
-            text: list(&["/prompt", "/system", "/messages/*/content", "/messages/*/parts/*/text"]),
+            text: list(&[
+                "/prompt",
+                "/system",
+                "/messages/*/content",
+                "/messages/*/content/*/text",
+                "/messages/*/parts/*/text",
+                "/message/content",
+                "/message/parts/*/text",
+            ]),
             model: list(&["/model"]),
+            roles: list(&["/messages/*/role"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
     }
 }
 
-/// docs.dify.ai, chat and completion messages and workflows. Every `message` event has the next piece in `answer`.
+/// docs.dify.ai, chat and completion messages and workflows. Every `message` event has the next piece in `answer`. The
+/// request's `inputs` are the application's own variables.
 pub(super) fn dify() -> FormatConfig {
     FormatConfig {
         input: list(&["/metadata/usage/prompt_tokens"]),
@@ -64,7 +74,7 @@ pub(super) fn dify() -> FormatConfig {
         error_when: when("/event", &["error"]),
         end_when: when("/event", &["message_end", "workflow_finished"]),
         text: list(&["/answer", "/data/text"]),
-        request: RequestConfig { text: list(&["/query"]), ..RequestConfig::default() },
+        request: RequestConfig { text: list(&["/query", "/inputs/*"]), ..RequestConfig::default() },
         ..FormatConfig::default()
     }
 }
@@ -141,6 +151,25 @@ pub(super) fn langchain() -> FormatConfig {
             "/0/content",
             "/0/kwargs/content",
         ]),
+        request: langchain_request(),
         ..FormatConfig::default()
+    }
+}
+
+/// LangGraph's runs (docs.langchain.com/langsmith/server-api-ref) have the graph's state in `input`, LangServe's
+/// `invoke` and `stream` (github.com/langchain-ai/langserve) the chain's input, and its `batch` a list of `inputs`. A
+/// message has a `role`, or LangChain's own `type`, and may be as `dumps()` writes it.
+fn langchain_request() -> RequestConfig {
+    let messages =
+        ["/input/messages/*", "/input/messages/*/kwargs", "/input/*", "/input/*/*", "/inputs/*/messages/*"];
+    RequestConfig {
+        text: [
+            places_first(&messages, &["content", "content/*/text"]),
+            list(&["/input", "/input/input", "/input/question", "/input/query", "/input/text", "/inputs/*"]),
+            list(&["/inputs/*/input", "/inputs/*/question"]),
+        ]
+        .concat(),
+        roles: places_first(&["/input/messages/*", "/inputs/*/messages/*"], &["role", "type"]),
+        ..RequestConfig::default()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::super::format::RequestConfig;
+
 /// What services wrap a provider's answer in. (Anthropic's `message_start` has a first guess of the usage under
 /// `/message`, so that the formats with the same names leave that one out.)
 pub(super) const ENVELOPES: [&str; 8] =
@@ -28,4 +30,18 @@ pub(super) fn when_at(pointers: &[&str], names: &[&str]) -> BTreeMap<String, Vec
 
 pub(super) fn when(pointer: &str, names: &[&str]) -> BTreeMap<String, Vec<String>> {
     [(pointer.to_owned(), list(names))].into()
+}
+
+/// What a chat in OpenAI's manner holds beside its messages' words; its messages stand at `messages`.
+pub(super) fn openai_prompt(messages: &str) -> RequestConfig {
+    let under = |names: &[&str]| places_first(&[messages], names);
+    RequestConfig {
+        roles: under(&["role"]),
+        names: under(&["name"]),
+        calls: under(&["tool_calls/*/function/name"]),
+        aside: under(&["tool_calls/*/function/arguments", "function_call/name", "function_call/arguments"]),
+        tools: list(&["/tools", "/functions"]),
+        images: under(&["content/*/image_url"]),
+        ..RequestConfig::default()
+    }
 }

@@ -1,7 +1,7 @@
 //! The formats of servers that run a model themselves. (vLLM, LM Studio and others speak OpenAI's.)
 
 use super::super::format::{FormatConfig, HeadersConfig, RequestConfig};
-use super::lists::list;
+use super::lists::{list, openai_prompt};
 
 /// github.com/ollama/ollama/blob/main/docs/api.md. `prompt_eval_count` may be left out when the prompt was cached:
 /// then the input is unknown.
@@ -17,7 +17,8 @@ pub(super) fn ollama() -> FormatConfig {
             embeddings: list(&["/input"]),
             text: list(&["/prompt", "/system", "/messages/*/content", "/input", "/input/*"]),
             model: list(&["/model"]),
-            ..RequestConfig::default()
+            images: list(&["/images/*", "/messages/*/images/*"]),
+            ..openai_prompt("/messages/*")
         },
         ..FormatConfig::default()
     }

@@ -1,7 +1,7 @@
 //! OpenAI's formats, and those of the many who speak them.
 
 use super::super::format::{BillingConfig, CallsConfig, FormatConfig, RequestConfig};
-use super::lists::{ENVELOPES, list, names_first, places_first, when, when_at};
+use super::lists::{ENVELOPES, list, names_first, openai_prompt, places_first, when, when_at};
 
 /// Where a chat completion's usage stands: at the top, Groq's, Moonshot's.
 const USAGES: [&str; 3] = ["/usage", "/x_groq/usage", "/choices/*/usage"];
@@ -76,10 +76,11 @@ pub(super) fn openai_chat() -> FormatConfig {
                 "function_call/arguments",
             ],
         ),
+        choices: list(&["/choices/*/index"]),
         request: RequestConfig {
             text: list(&["/messages/*/content", "/messages/*/content/*/text"]),
             model: list(&["/model"]),
-            ..RequestConfig::default()
+            ..openai_prompt("/messages/*")
         },
         ..FormatConfig::default()
     }
@@ -162,7 +163,10 @@ pub(super) fn openai_responses() -> FormatConfig {
         request: RequestConfig {
             text: list(&["/input", "/input/*/content", "/input/*/content/*/text", "/instructions"]),
             model: list(&["/model"]),
-            ..RequestConfig::default()
+            calls: list(&["/input/*/name"]),
+            aside: list(&["/input/*/arguments", "/input/*/output"]),
+            names: Vec::new(),
+            ..openai_prompt("/input/*")
         },
         ..FormatConfig::default()
     }

@@ -55,8 +55,18 @@ pub(super) fn anthropic() -> FormatConfig {
             "/completion",
         ]),
         request: RequestConfig {
-            text: list(&["/system", "/system/*/text", "/messages/*/content", "/messages/*/content/*/text"]),
+            text: list(&[
+                "/system",
+                "/system/*/text",
+                "/messages/*/content",
+                "/messages/*/content/*/text",
+                "/messages/*/content/*/content",
+                "/messages/*/content/*/content/*/text",
+            ]),
             model: list(&["/model"]),
+            roles: list(&["/messages/*/role"]),
+            tools: list(&["/tools"]),
+            images: list(&["/messages/*/content/*/source"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -94,14 +104,21 @@ pub(super) fn gemini() -> FormatConfig {
             "/*/candidates/*/content/parts/*/text",
             "/response/candidates/*/content/parts/*/text",
         ]),
+        choices: list(&["/candidates/*/index"]),
         request: RequestConfig {
             text: list(&[
                 "/contents/*/parts/*/text",
                 "/contents/parts/*/text",
                 "/systemInstruction/parts/*/text",
                 "/system_instruction/parts/*/text",
+                "/contents",
+                "/contents/*",
+                "/systemInstruction/parts/text",
             ]),
             model: list(&["/model"]),
+            roles: list(&["/contents/*/role"]),
+            tools: list(&["/tools"]),
+            images: list(&["/contents/*/parts/*/inlineData", "/contents/*/parts/*/inline_data"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -145,9 +162,21 @@ pub(super) fn cohere() -> FormatConfig {
             .flatten()
             .collect(),
         request: RequestConfig {
-            text: list(&["/message", "/preamble", "/messages/*/content", "/texts/*"]),
+            text: list(&[
+                "/message",
+                "/preamble",
+                "/chat_history/*/message",
+                "/documents/*",
+                "/documents/*/text",
+                "/documents/*/snippet",
+                "/query",
+                "/messages/*/content",
+                "/messages/*/content/*/text",
+                "/texts/*",
+            ]),
             embeddings: list(&["/texts"]),
             model: list(&["/model"]),
+            roles: list(&["/messages/*/role", "/chat_history/*/role"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()
@@ -192,6 +221,8 @@ pub(super) fn bedrock_converse() -> FormatConfig {
         ]),
         request: RequestConfig {
             text: list(&["/messages/*/content/*/text", "/system/*/text"]),
+            roles: list(&["/messages/*/role"]),
+            tools: list(&["/toolConfig/tools"]),
             ..RequestConfig::default()
         },
         ..FormatConfig::default()

@@ -89,7 +89,7 @@ fn every_built_in_format_is_there_by_its_name() {
     ] {
         assert!(formats.format(name).is_some(), "{name}");
     }
-    assert_eq!(formats.names().count(), 22);
+    assert!(formats.names().count() >= 22);
     assert!(formats.format("nothing").is_none());
 }
 

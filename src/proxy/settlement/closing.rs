@@ -50,7 +50,7 @@ impl Open {
             status: self.status,
             reading: &reading,
             whole: outcome == Outcome::Completed || self.read_on,
-            request_text: self.subject.inspected.text.seen_bytes > 0,
+            request_text: !self.subject.inspected.text.is_empty(),
         };
         let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
         if matches!(basis, Basis::Text(_)) {
@@ -67,7 +67,7 @@ impl Open {
                     self.metadata.insert("estimated".into(), json!(true));
                     let (sender, receiver) = oneshot::channel();
                     let (input, output) = (estimate(&job.request), estimate(&job.answer));
-                    let _ = sender.send(Counted { input, output, extrapolated: true });
+                    let _ = sender.send(Counted { input, output, extrapolated: true, with: None });
                     self.counting = Some(receiver);
                 }
             }
@@ -107,6 +107,9 @@ impl Open {
         let charges = self.charge(used);
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
+        }
+        if let Some(with) = counted.and_then(|counted| counted.with) {
+            self.metadata.insert("counted_with".into(), json!(with.to_string()));
         }
         let (mut audits, mut told) = (Records::new(), Vec::new());
         let end = End {
