@@ -6,6 +6,7 @@
 mod audit;
 mod commands;
 mod drift;
+mod formats;
 mod journal;
 mod logs;
 mod prices;
@@ -62,6 +63,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CheckConfig(config) => check_config(config),
         Command::Aggregate(config) => aggregate(config),
         Command::Prices { config, json, at, models } => prices(config, *json, *at, models),
+        Command::Formats { config, markdown, name } => formats(config, *markdown, name.as_deref()),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
         Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
             reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
@@ -185,6 +187,17 @@ fn prices(config: &ConfigFile, json: bool, at: Option<Timestamp>, models: &[Stri
     let at = at.unwrap_or_else(|| Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now()));
     let listing = prices::Listing::new(&settings, models, at);
     let printed = if json { listing.json() } else { listing.text() };
+    let _ = std::io::stdout().lock().write_all(printed.as_bytes());
+    Ok(())
+}
+
+fn formats(config: &ConfigFile, markdown: bool, name: Option<&str>) -> anyhow::Result<()> {
+    let formats = config.load()?.formats;
+    let printed = match name {
+        Some(name) => formats::rule(&formats, name)?,
+        None if markdown => formats::markdown(&formats),
+        None => formats::text(&formats),
+    };
     let _ = std::io::stdout().lock().write_all(printed.as_bytes());
     Ok(())
 }
