@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::table::columns;
-use crate::meter::{FormatConfig, Formats};
+use crate::meter::{FormatConfig, Formats, HeadersConfig};
 
 const HEAD: [&str; 5] = ["FORMAT", "REPORTS", "MERGED", "NAMES ITS MODEL", "WHERE IT REPORTS NOTHING"];
 
@@ -30,7 +30,10 @@ pub(super) fn markdown(formats: &Formats) -> String {
 }
 
 fn cells(name: &str, rules: &FormatConfig) -> [String; 5] {
-    let reported: Vec<_> = rules.reports().collect();
+    let mut reported: Vec<_> = rules.reports().collect();
+    if rules.headers != HeadersConfig::default() {
+        reported.push("answer headers");
+    }
     let reported = if reported.is_empty() { "nothing".to_owned() } else { reported.join(", ") };
     let merged = serde_json::to_value(rules.merge).ok();
     let merged = merged.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -69,11 +69,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            max_text_bytes: 256 << 10,
-            count_wait: Duration::from_millis(5),
-            max_call_tokens: 10_000_000,
-        }
+        Self { max_text_bytes: 256 << 10, count_wait: Duration::from_millis(5), max_call_tokens: 10_000_000 }
     }
 }
 

@@ -54,20 +54,21 @@ fn unreported() -> Formats {
     let rules: Vec<_> = builtin.rules().collect();
     // The last one added goes first.
     rules.into_iter().rev().fold(Formats::builtin(), |formats, (name, rules)| {
-        let FormatConfig { model, text, final_text, error, error_when, end, end_when, request, .. } =
-            rules.clone();
-        let silent = FormatConfig {
-            auto: true,
-            model,
-            text,
-            final_text,
-            error,
-            error_when,
-            end,
-            end_when,
-            request,
-            ..FormatConfig::default()
-        };
+        let mut silent = FormatConfig { auto: true, ..rules.clone() };
+        for counts in [
+            &mut silent.input,
+            &mut silent.extra_input,
+            &mut silent.cached_input,
+            &mut silent.cache_write_input,
+            &mut silent.output,
+            &mut silent.reasoning,
+            &mut silent.total,
+            &mut silent.billed_input,
+            &mut silent.billed_output,
+        ] {
+            counts.clear();
+        }
+        silent.parts.clear();
         formats.with(name, &silent).unwrap()
     })
 }
