@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test lint bench bench-load build
+.PHONY: help demo test lint bench bench-load build docs
 
 help: ## Lists the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,10 @@ bench: ## Every benchmark: micro, and the load run
 bench-load: ## Requests/s, latency, CPU and memory per request and stream, against nginx (Linux); ARGS="--seconds 2"
 	@scripts/setup --with-bench
 	cargo bench --locked --bench load -- $(ARGS)
+
+docs: ## Writes the tables of docs/formats.md and docs/exactness.md anew
+	WRITE_DOCS=1 cargo test --locked --lib cli::formats
+	WRITE_DOCS=1 cargo test --locked --test it exactness
 
 build: ## The release binary, target/release/tollgate
 	@scripts/setup

@@ -10,7 +10,7 @@ pub static AUTO: LazyLock<Arc<Format>> =
 
 /// Small bounds, so that small inputs reach them.
 pub fn config() -> Config {
-    Config { max_event_bytes: 512, max_text_bytes: 64, ..Config::default() }
+    Config { max_text_bytes: 64, ..Config::default() }
 }
 
 fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>, content_type: &str, encoding: Option<&str>) -> Reading {

@@ -6,6 +6,7 @@
 mod audit;
 mod commands;
 mod drift;
+mod formats;
 mod journal;
 mod logs;
 mod prices;
@@ -66,6 +67,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             import_prices(map, to, providers, *force)
         }
         Command::Prices { config, json, at, models, act: None } => prices(config, *json, *at, models),
+        Command::Formats { config, markdown, name } => formats(config, *markdown, name.as_deref()),
         Command::VerifyQuota { config, json } => verify_quota(config, *json),
         Command::Reconcile { config, invoice, tolerance, time_zone, json } => {
             reconcile(config, invoice, *tolerance, time_zone.clone(), *json)
@@ -197,6 +199,17 @@ fn prices(config: &ConfigFile, json: bool, at: Option<Timestamp>, models: &[Stri
 fn import_prices(map: &Path, to: &Path, providers: &[String], force: bool) -> anyhow::Result<()> {
     let told = prices::import::run(map, to, providers, force)?;
     let _ = std::io::stdout().lock().write_all(told.as_bytes());
+    Ok(())
+}
+
+fn formats(config: &ConfigFile, markdown: bool, name: Option<&str>) -> anyhow::Result<()> {
+    let formats = config.load()?.formats;
+    let printed = match name {
+        Some(name) => formats::rule(&formats, name)?,
+        None if markdown => formats::markdown(&formats),
+        None => formats::text(&formats),
+    };
+    let _ = std::io::stdout().lock().write_all(printed.as_bytes());
     Ok(())
 }
 

@@ -67,6 +67,21 @@ pub(super) enum Command {
         #[command(subcommand)]
         act: Option<PricesAct>,
     },
+    /// Print the answer formats: what each reports, or one of them as a rule to start from
+    #[command(
+        after_help = "Examples:\n  tollgate formats\n  tollgate formats openai-chat > my-format.toml\n\n\
+        docs/formats.md says how a rule of one's own is written."
+    )]
+    Formats {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The table as Markdown, as docs/formats.md has it
+        #[arg(long, conflicts_with = "name")]
+        markdown: bool,
+        /// The format to print as a `[formats.NAME]` rule
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Run one aggregation and retention pass
     #[command(after_help = "Example:\n  tollgate aggregate --config /etc/tollgate/tollgate.toml")]
     Aggregate(ConfigFile),

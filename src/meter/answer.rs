@@ -18,7 +18,6 @@ pub(super) enum Trouble {
     Bomb,
     CorruptEncoding,
     UnknownEncoding,
-    OversizedEvent,
     Malformed,
 }
 
@@ -28,7 +27,6 @@ impl Trouble {
             Trouble::Bomb => "bomb",
             Trouble::CorruptEncoding => "corrupt_encoding",
             Trouble::UnknownEncoding => "unknown_encoding",
-            Trouble::OversizedEvent => "oversized_event",
             Trouble::Malformed => "malformed",
         }
     }
@@ -67,7 +65,6 @@ pub(super) struct Answer {
     /// Whether its type alone says that it is a stream.
     typed_stream: bool,
     reader: Reader,
-    event_limit: usize,
     gleaner: Option<Box<Gleaner>>,
 }
 
@@ -82,6 +79,8 @@ struct Reader {
     unwrapper: Unwrapper,
     /// How many bytes of [`DONE`] the document at hand is, as long as it is nothing else.
     done: Option<usize>,
+    /// An event had more than one document.
+    several: bool,
     /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
     over: bool,
 }
@@ -89,11 +88,15 @@ struct Reader {
 /// What ends OpenAI's streams, and those of everybody who took after it.
 const DONE: &[u8] = b"[DONE]";
 
-/// How many bytes of [`DONE`] a document is with these `bytes`, after `at` of them; white space may follow.
+/// How many bytes of [`DONE`] a document is with these `bytes`, after `at` of them; white space may stand around it.
 fn done(at: usize, bytes: &[u8]) -> Option<usize> {
+    let bytes = if at == 0 { bytes.trim_ascii_start() } else { bytes };
     let (start, rest) = bytes.split_at(bytes.len().min(DONE.len() - at));
     (DONE[at..].starts_with(start) && rest.trim_ascii().is_empty()).then_some(at + start.len())
 }
+
+/// How many bytes of base64 are undone in one go: the plain bytes are a copy.
+const UNWRAPPED_AT_ONCE: usize = 4096;
 
 /// What a line of the AI SDK's data stream, or a binary message, holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +112,6 @@ enum LineKind {
 impl Answer {
     pub(super) fn new(
         format: &Arc<Format>,
-        event_limit: usize,
         text_limit: usize,
         max_call_tokens: u64,
         status: u16,
@@ -128,10 +130,11 @@ impl Answer {
             line: LineKind::Document,
             unwrapper: Unwrapper::default(),
             done: Some(0),
+            several: false,
             over: false,
         };
-        let form = if format.plain { Form::Text } else { form(content_type, event_limit) };
-        let mut answer = Self { form, typed_stream: false, reader, event_limit, gleaner: None };
+        let form = if format.plain { Form::Text } else { form(content_type) };
+        let mut answer = Self { form, typed_stream: false, reader, gleaner: None };
         answer.typed_stream = answer.is_stream();
         answer
     }
@@ -171,6 +174,10 @@ impl Answer {
         }
     }
 
+    pub(super) fn between_documents(&self) -> bool {
+        self.reader.several && self.reader.skimmer.closed()
+    }
+
     pub(super) fn running(&self) -> Option<Running> {
         self.reader.capture.running()
     }
@@ -189,7 +196,7 @@ impl Answer {
                 if let Some(gleaner) = &mut self.gleaner {
                     gleaner.feed(bytes);
                 }
-                self.reader.texts(bytes);
+                self.reader.document(bytes);
             }
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
@@ -199,7 +206,7 @@ impl Answer {
             Form::Unknown { head, typed } => {
                 let before = head.len();
                 head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
-                let Some(form) = recognise(head, *typed, self.event_limit) else { return };
+                let Some(form) = recognise(head, *typed) else { return };
                 let head = std::mem::take(head);
                 self.form = form;
                 self.feed(&head[..before]);
@@ -212,7 +219,7 @@ impl Answer {
     pub(super) fn finish(mut self) -> (Learnt, Option<Trouble>, bool) {
         if let Form::Unknown { head, typed } = &mut self.form {
             let (head, typed) = (std::mem::take(head), *typed);
-            self.form = typed.form(self.event_limit);
+            self.form = typed.form();
             self.feed(&head);
         }
         let streamed = self.is_stream();
@@ -256,17 +263,17 @@ impl io::Write for Answer {
 const HEAD: usize = 16;
 
 impl Typed {
-    fn form(self, event_limit: usize) -> Form {
+    fn form(self) -> Form {
         match self {
             Typed::Json => Form::Json,
-            Typed::Events => Form::Events(EventStream::new(event_limit)),
+            Typed::Events => Form::Events(EventStream::default()),
             Typed::Text => Form::Text,
             Typed::Nothing => Form::Opaque,
         }
     }
 }
 
-fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
+fn form(content_type: Option<&[u8]>) -> Form {
     let unknown = |typed| Form::Unknown { head: SmallVec::new(), typed };
     let Some(content_type) = content_type else { return unknown(Typed::Nothing) };
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
@@ -278,14 +285,14 @@ fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
     } else if is("text/plain") || is("text/markdown") {
         return unknown(Typed::Text);
     } else if is("application/vnd.amazon.eventstream") {
-        return Form::Frames(Box::new(Frames::new(event_limit)));
+        return Form::Frames(Box::new(Frames::default()));
     } else if is("") || is("application/octet-stream") {
         return unknown(Typed::Nothing);
     }
     let essence = essence.to_ascii_lowercase();
     let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
     if ["ndjson", "jsonl", "stream+json", "json-stream", "json-seq"].into_iter().any(has) {
-        Form::Lines(Lines::new(event_limit, false))
+        Form::Lines(Lines::new(false))
     } else if has("json") {
         unknown(Typed::Json)
     } else {
@@ -294,7 +301,7 @@ fn form(content_type: Option<&[u8]>, event_limit: usize) -> Form {
 }
 
 /// The form that a body's first bytes show. `None` while more of them are needed.
-fn recognise(head: &[u8], typed: Typed, event_limit: usize) -> Option<Form> {
+fn recognise(head: &[u8], typed: Typed) -> Option<Form> {
     const BOM: &[u8] = b"\xef\xbb\xbf";
     if BOM.starts_with(head) {
         return None;
@@ -304,7 +311,7 @@ fn recognise(head: &[u8], typed: Typed, event_limit: usize) -> Option<Form> {
     // A text may well begin with a colon, but hardly with the name of a field and one.
     for field in &fields[..if typed == Typed::Text { 2 } else { fields.len() }] {
         if start.starts_with(field) {
-            return Some(Form::Events(EventStream::new(event_limit)));
+            return Some(Form::Events(EventStream::default()));
         }
         if field.starts_with(start) && head.len() < HEAD {
             return None;
@@ -317,10 +324,10 @@ fn recognise(head: &[u8], typed: Typed, event_limit: usize) -> Option<Form> {
         [b'{', next, ..] if next.is_ascii_whitespace() => Some(Form::Json),
         // `0:"text"`: the AI SDK's data stream.
         [code, b':', b'"' | b'{' | b'[', ..] if code.is_ascii_alphanumeric() => {
-            Some(Form::Lines(Lines::new(event_limit, true)))
+            Some(Form::Lines(Lines::new(true)))
         }
         [] | [_] | [_, b':'] if head.len() < HEAD => None,
-        _ => Some(typed.form(event_limit)),
+        _ => Some(typed.form()),
     }
 }
 
@@ -329,58 +336,34 @@ impl Reader {
         self.trouble = Some(self.trouble.map_or(trouble, |known| known.min(trouble)));
     }
 
-    /// Bytes of the document at hand.
+    /// Bytes of the document at hand, and of those that follow it without anything between: an event may hold several
+    /// (`data` lines that no empty line parts, as GLM and Kimi send them: rexxars/eventsource-parser#31), and so may
+    /// a line or a body (agno-agi/agno#3868).
     #[inline]
-    fn document(&mut self, bytes: &[u8]) {
-        let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
-        let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
-        if taken < bytes.len() && !bytes[taken..].trim_ascii_start().is_empty() {
-            self.skimmer.give_up();
-        }
-    }
-
-    /// The bytes of JSON texts, one after the other.
-    fn texts(&mut self, mut bytes: &[u8]) {
+    fn document(&mut self, mut bytes: &[u8]) {
         loop {
             let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
             let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
-            if !self.skimmer.done() {
+            self.done = self.done.and_then(|at| done(at, &bytes[..taken]));
+            if taken == bytes.len() {
                 return;
             }
             bytes = bytes[taken..].trim_ascii_start();
             if bytes.is_empty() {
                 return;
             }
-            self.end(b"");
-        }
-    }
-}
-
-impl Documents for Reader {
-    #[inline]
-    fn data(&mut self, bytes: &[u8]) {
-        match self.line {
-            LineKind::Document => {
-                self.done = self.done.and_then(|at| done(at, bytes));
-                self.document(bytes);
+            if !self.skimmer.closed() {
+                // Words are text, and what they speak of is no document.
+                self.skimmer.give_up();
+                return;
             }
-            LineKind::Text => {
-                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
-                self.skimmer.feed(bytes, &self.format.string, &mut ruled);
-            }
-            LineKind::Wrapped => match self.unwrapper.feed(bytes, &self.format.wrapped) {
-                Some(plain) => self.document(&plain),
-                None => self.skimmer.give_up(),
-            },
-            LineKind::Error => {}
+            self.several = true;
+            self.end_document(b"");
         }
     }
 
-    #[inline]
-    fn end(&mut self, name: &[u8]) {
-        if name == b"error" || self.line == LineKind::Error {
-            self.capture.fail();
-        }
+    /// The document at hand is over; its event has this name.
+    fn end_document(&mut self, name: &[u8]) {
         let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
         self.skimmer.end(&mut ruled);
         let whole = self.over || self.skimmer.done() || self.skimmer.untouched();
@@ -397,15 +380,40 @@ impl Documents for Reader {
         }
         self.capture.commit(&self.format);
         self.skimmer.reset();
+    }
+}
+
+impl Documents for Reader {
+    #[inline]
+    fn data(&mut self, bytes: &[u8]) {
+        match self.line {
+            LineKind::Document => self.document(bytes),
+            LineKind::Text => {
+                let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
+                self.skimmer.feed(bytes, &self.format.string, &mut ruled);
+            }
+            LineKind::Wrapped => {
+                for piece in bytes.chunks(UNWRAPPED_AT_ONCE) {
+                    match self.unwrapper.feed(piece, &self.format.wrapped) {
+                        Some(plain) => self.document(&plain),
+                        None => self.skimmer.give_up(),
+                    }
+                }
+            }
+            LineKind::Error => {}
+        }
+    }
+
+    #[inline]
+    fn end(&mut self, name: &[u8]) {
+        if name == b"error" || self.line == LineKind::Error {
+            self.capture.fail();
+        }
+        self.end_document(name);
         if self.line == LineKind::Wrapped {
             self.unwrapper.reset();
         }
         self.line = LineKind::Document;
-    }
-
-    fn oversized(&mut self) {
-        self.skimmer.give_up();
-        self.note(Trouble::OversizedEvent);
     }
 
     fn code(&mut self, code: &[u8]) {

@@ -5,11 +5,14 @@
 //! 2. Work: a body that grows beyond [`MAX_RATIO`] times what of it has come, once it is large enough for that to
 //!    matter, is a bomb, and is decoded no further. (Where it is noticed is the one thing that the chunks decide.)
 //! 3. A fault of the encoding ends the reading, never the answer.
+//! 4. The bytes have the last word: a body that is plainly JSON or an event stream is read as such under the name of a
+//!    coding too (what undid the coding left the header), and one that begins as gzip does without a header.
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
 
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use smallvec::SmallVec;
 
 use super::answer::{Answer, Trouble};
 
@@ -21,6 +24,10 @@ const HARMLESS: u64 = 8 << 20;
 /// RFC 9659: a `zstd` content coding needs no larger window than 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;
 const BROTLI_BUFFER: usize = 4096;
+/// The first byte of gzip (RFC 1952, 2.3.1): a control character with which no text begins.
+const GZIP: u8 = 0x1f;
+/// How many first bytes show that a body is plain text after all: of compressed ones not so many are ASCII.
+const PROOF: usize = 8;
 
 /// The answer behind a decoder, and what has come through.
 struct Guard {
@@ -64,11 +71,13 @@ enum Decoder {
 /// A body as it comes over the wire.
 pub(super) enum Body {
     /// As it is.
-    Plain(Box<Answer>),
+    Plain { answer: Box<Answer>, begun: bool },
     /// In a coding that we can read.
     Encoded(Encoded),
     /// In one that we can't.
     Unknown(Box<Answer>),
+    /// Nothing, while it turns from one of these into another.
+    Turning,
 }
 
 /// A body that is decoded.
@@ -76,17 +85,22 @@ pub(super) struct Encoded {
     decoder: Decoder,
     encoded: u64,
     trouble: Option<Trouble>,
+    /// The first bytes, until they show whether the coding is there.
+    head: Option<SmallVec<[u8; PROOF]>>,
 }
 
 impl Body {
     pub(super) fn new(answer: Box<Answer>, content_encoding: Option<&[u8]>) -> Self {
-        let coding = match single_coding(content_encoding) {
-            Ok(None) => return Body::Plain(answer),
-            Ok(Some(coding)) => coding,
-            Err(Several) => return Body::Unknown(answer),
-        };
-        match Decoder::new(&coding, answer) {
-            Ok(decoder) => Body::Encoded(Encoded { decoder, encoded: 0, trouble: None }),
+        match single_coding(content_encoding) {
+            Ok(None) => Body::Plain { answer, begun: false },
+            Ok(Some(coding)) => Self::encoded(&coding, answer, Some(SmallVec::new())),
+            Err(Several) => Body::Unknown(answer),
+        }
+    }
+
+    fn encoded(coding: &[u8], answer: Box<Answer>, head: Option<SmallVec<[u8; PROOF]>>) -> Self {
+        match Decoder::new(coding, answer) {
+            Ok(decoder) => Body::Encoded(Encoded { decoder, encoded: 0, trouble: None, head }),
             Err(answer) => Body::Unknown(answer),
         }
     }
@@ -94,40 +108,86 @@ impl Body {
     #[inline]
     pub(super) fn observe(&mut self, chunk: &[u8]) {
         match self {
-            Body::Plain(answer) => answer.feed(chunk),
-            Body::Encoded(encoded) => encoded.observe(chunk),
-            Body::Unknown(_) => {}
+            Body::Plain { answer, begun: true } => answer.feed(chunk),
+            Body::Plain { begun, .. } => {
+                let Some(first) = chunk.first() else { return };
+                *begun = true;
+                if *first == GZIP
+                    && let Body::Plain { answer, .. } = std::mem::replace(self, Body::Turning)
+                {
+                    *self = Self::encoded(b"gzip", answer, None);
+                }
+                self.observe(chunk);
+            }
+            Body::Encoded(encoded) => {
+                if let Some(answer) = encoded.observe(chunk) {
+                    *self = Body::Plain { answer, begun: true };
+                }
+            }
+            Body::Unknown(_) | Body::Turning => {}
         }
     }
 
     /// The answer as far as it is read.
     pub(super) fn answer(&self) -> Option<&Answer> {
         match self {
-            Body::Plain(answer) | Body::Unknown(answer) => Some(answer),
+            Body::Plain { answer, .. } | Body::Unknown(answer) => Some(answer),
             Body::Encoded(encoded) => encoded.decoder.guard().answer.as_deref(),
+            Body::Turning => None,
         }
+    }
+
+    /// The answer, where its bytes are those on the wire.
+    pub(super) fn plain(&self) -> Option<&Answer> {
+        if let Body::Plain { answer, .. } = self { Some(answer) } else { None }
     }
 
     /// The answer, before anything of it is read.
     pub(super) fn answer_mut(&mut self) -> Option<&mut Answer> {
         match self {
-            Body::Plain(answer) | Body::Unknown(answer) => Some(answer),
+            Body::Plain { answer, .. } | Body::Unknown(answer) => Some(answer),
             Body::Encoded(encoded) => encoded.decoder.guard_mut().answer.as_deref_mut(),
+            Body::Turning => None,
         }
     }
 
     /// The answer read, and what kept it from being read whole.
     pub(super) fn finish(self) -> (Option<Box<Answer>>, Option<Trouble>) {
         match self {
-            Body::Plain(answer) => (Some(answer), None),
+            Body::Plain { answer, .. } => (Some(answer), None),
             Body::Unknown(answer) => (Some(answer), Some(Trouble::UnknownEncoding)),
             Body::Encoded(encoded) => encoded.finish(),
+            Body::Turning => (None, None),
         }
     }
 }
 
 impl Encoded {
-    fn observe(&mut self, chunk: &[u8]) {
+    /// Reads on. The answer is handed back where it turns out to have no coding.
+    fn observe(&mut self, chunk: &[u8]) -> Option<Box<Answer>> {
+        if let Some(head) = &mut self.head {
+            let before = head.len();
+            head.extend_from_slice(&chunk[..chunk.len().min(PROOF - before)]);
+            if head.len() < PROOF {
+                return None;
+            }
+            let head = self.head.take().unwrap_or_default();
+            if let Some(mut answer) = self.without_coding(&head) {
+                answer.feed(&head[..before]);
+                answer.feed(chunk);
+                return Some(answer);
+            }
+            self.decode(&head[..before]);
+        }
+        self.decode(chunk);
+        None
+    }
+
+    fn without_coding(&mut self, head: &[u8]) -> Option<Box<Answer>> {
+        if is_plain(head) { self.decoder.guard_mut().answer.take() } else { None }
+    }
+
+    fn decode(&mut self, chunk: &[u8]) {
         if self.trouble.is_some() || chunk.is_empty() {
             return;
         }
@@ -147,6 +207,13 @@ impl Encoded {
     }
 
     fn finish(mut self) -> (Option<Box<Answer>>, Option<Trouble>) {
+        if let Some(head) = self.head.take() {
+            if let Some(mut answer) = self.without_coding(&head) {
+                answer.feed(&head);
+                return (Some(answer), None);
+            }
+            self.decode(&head);
+        }
         if self.trouble.is_none() && self.decoder.flush().is_err() {
             self.stop();
         }
@@ -321,16 +388,45 @@ fn single_coding(content_encoding: Option<&[u8]>) -> Result<Option<Vec<u8>>, Sev
     }
 }
 
-/// What some send as a coding and is none: `identity` (RFC 9110, 8.4.1), a charset (encode/httpx#195,
-/// apache/httpcomponents-client#698), `none`, or one of the `Content-Transfer-Encoding`s that leave the bytes alone.
+/// Whether what stands in a `Content-Encoding` is no coding at all: nothing, `identity`, the name of a charset, that of
+/// a transfer encoding of mail that changes no byte, or a word for "none" (encode/httpx#195,
+/// apache/httpcomponents-client#698). What IANA has as codings is in
+/// iana.org/assignments/http-parameters, "HTTP Content Coding Registry".
 fn is_no_coding(coding: &[u8]) -> bool {
-    const NONE: [&str; 12] = [
-        "", "identity", "none", "null", "utf8", "utf-8", "us-ascii", "ascii", "latin1", "binary", "7bit",
+    const NONE: [&str; 16] = [
+        "",
+        "identity",
+        "none",
+        "null",
+        "undefined",
+        "plain",
+        "text",
+        "raw",
+        "binary",
+        "7bit",
         "8bit",
+        "ascii",
+        "us-ascii",
+        "latin1",
+        "utf8",
+        "unicode",
     ];
-    let coding = std::str::from_utf8(coding).unwrap_or("?").trim_matches('"').to_ascii_lowercase();
-    let charsets = ["iso-8859-", "windows-125", "charset=", "utf-16", "utf-32"];
-    NONE.contains(&&*coding) || charsets.iter().any(|charset| coding.starts_with(charset))
+    const CHARSETS: [&str; 6] = ["utf-", "iso-8859", "iso8859", "windows-125", "cp125", "charset="];
+    let coding = coding.trim_ascii().to_ascii_lowercase();
+    let coding = coding.strip_prefix(b"\"").and_then(|coding| coding.strip_suffix(b"\"")).unwrap_or(&coding);
+    NONE.iter().any(|name| coding == name.as_bytes())
+        || CHARSETS.iter().any(|start| coding.starts_with(start.as_bytes()))
+}
+
+/// Whether a body that begins like this is plainly JSON or an event stream. Of less than [`PROOF`] bytes, all are asked.
+fn is_plain(head: &[u8]) -> bool {
+    const STARTS: [&[u8]; 7] = [b"{", b"[", b":", b"data:", b"event:", b"id:", b"retry:"];
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let start = text.trim_ascii_start();
+    let ascii = text.iter().all(|byte| byte.is_ascii_whitespace() || byte.is_ascii_graphic());
+    ascii
+        && !text.is_empty()
+        && STARTS.iter().any(|known| start.starts_with(known) || known.starts_with(start))
 }
 
 /// RFC 1950: method 8, and a header that 31 divides.

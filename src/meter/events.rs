@@ -1,7 +1,7 @@
 //! Cuts a stream into documents: an event stream (WHATWG HTML, "Server-sent events", 9.2.6) or lines.
 //!
-//! Any split of the bytes gives the same documents. Nothing is buffered but the name of a field and of an event: the
-//! data goes on to the reader as it comes.
+//! Any split of the bytes gives the same documents. Only the name of a field and of an event is buffered: the data
+//! goes on to the reader as it comes, so that an event or a line may have any size.
 
 use memchr::{memchr, memchr2};
 use smallvec::SmallVec;
@@ -12,8 +12,6 @@ pub(super) trait Documents {
     fn data(&mut self, bytes: &[u8]);
     /// The document is whole. Its event's name, if it has one.
     fn end(&mut self, name: &[u8]);
-    /// The document is too large: forget it.
-    fn oversized(&mut self);
     /// What stands before the next document and says of what kind it is.
     fn code(&mut self, code: &[u8]);
 }
@@ -54,14 +52,10 @@ pub(super) struct EventStream {
     field: SmallVec<[u8; 8]>,
     name: SmallVec<[u8; 16]>,
     has_data: bool,
-    size: usize,
-    limit: usize,
-    oversized: bool,
 }
 
-impl EventStream {
-    /// A stream whose events may have `limit` bytes of data.
-    pub(super) fn new(limit: usize) -> Self {
+impl Default for EventStream {
+    fn default() -> Self {
         Self {
             line: Line::Start,
             after_cr: false,
@@ -69,12 +63,11 @@ impl EventStream {
             field: SmallVec::new(),
             name: SmallVec::new(),
             has_data: false,
-            size: 0,
-            limit,
-            oversized: false,
         }
     }
+}
 
+impl EventStream {
     pub(super) fn feed(&mut self, bytes: &[u8], to: &mut impl Documents) {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
@@ -108,7 +101,7 @@ impl EventStream {
                     }
                     self.line = Line::Data;
                     if self.has_data {
-                        self.pass_on(b"\n", to);
+                        to.data(b"\n");
                     }
                     self.has_data = true;
                 }
@@ -123,7 +116,7 @@ impl EventStream {
                     let rest = &bytes[at..];
                     let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
                     match self.line {
-                        Line::Data => self.pass_on(&rest[..end], to),
+                        Line::Data => to.data(&rest[..end]),
                         Line::Name => {
                             let room = MAX_NAME - self.name.len();
                             self.name.extend_from_slice(&rest[..end.min(room)]);
@@ -173,18 +166,6 @@ impl EventStream {
         self.line = Line::Start;
     }
 
-    #[inline]
-    fn pass_on(&mut self, bytes: &[u8], to: &mut impl Documents) {
-        self.size += bytes.len();
-        if self.oversized {
-        } else if self.size > self.limit {
-            self.oversized = true;
-            to.oversized();
-        } else {
-            to.data(bytes);
-        }
-    }
-
     fn end_event(&mut self, to: &mut impl Documents) {
         // A name without data dispatches no event, says the standard; an error's name says enough all the same.
         if self.has_data || !self.name.is_empty() {
@@ -192,8 +173,6 @@ impl EventStream {
         }
         self.name.clear();
         self.has_data = false;
-        self.size = 0;
-        self.oversized = false;
     }
 }
 
@@ -204,15 +183,12 @@ pub(super) struct Lines {
     coded: bool,
     in_code: bool,
     code: SmallVec<[u8; 8]>,
-    size: usize,
-    limit: usize,
-    oversized: bool,
 }
 
 impl Lines {
-    /// A stream whose lines may have `limit` bytes, `coded` where each begins with a code.
-    pub(super) fn new(limit: usize, coded: bool) -> Self {
-        Self { coded, in_code: coded, code: SmallVec::new(), size: 0, limit, oversized: false }
+    /// A stream of lines, `coded` where each begins with a code.
+    pub(super) fn new(coded: bool) -> Self {
+        Self { coded, in_code: coded, code: SmallVec::new() }
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8], to: &mut impl Documents) {
@@ -233,13 +209,7 @@ impl Lines {
                 continue;
             }
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
-            self.size += end;
-            if !self.oversized && self.size > self.limit {
-                self.oversized = true;
-                to.oversized();
-            } else if !self.oversized {
-                to.data(&rest[..end]);
-            }
+            to.data(&rest[..end]);
             at += end;
             if end < rest.len() {
                 at += 1;
@@ -257,8 +227,6 @@ impl Lines {
         to.end(b"");
         self.code.clear();
         self.in_code = self.coded;
-        self.size = 0;
-        self.oversized = false;
     }
 }
 
@@ -272,7 +240,6 @@ mod tests {
     struct Heard {
         data: String,
         all: Vec<(String, String)>,
-        oversized: usize,
     }
 
     impl Documents for Heard {
@@ -282,15 +249,11 @@ mod tests {
         fn end(&mut self, name: &[u8]) {
             self.all.push((String::from_utf8_lossy(name).into_owned(), std::mem::take(&mut self.data)));
         }
-        fn oversized(&mut self) {
-            self.data.clear();
-            self.oversized += 1;
-        }
         fn code(&mut self, _code: &[u8]) {}
     }
 
-    fn heard(pieces: &[&[u8]], limit: usize) -> Heard {
-        let mut stream = EventStream::new(limit);
+    fn heard(pieces: &[&[u8]]) -> Heard {
+        let mut stream = EventStream::default();
         let mut heard = Heard::default();
         for piece in pieces {
             stream.feed(piece, &mut heard);
@@ -300,7 +263,7 @@ mod tests {
     }
 
     fn events(text: &str) -> Vec<(String, String)> {
-        heard(&[text.as_bytes()], 1000).all
+        heard(&[text.as_bytes()]).all
     }
 
     fn event(name: &str, data: &str) -> (String, String) {
@@ -330,13 +293,6 @@ mod tests {
         assert_eq!(events("data:  x \n\n"), [event("", " x ")]);
     }
 
-    #[test]
-    fn an_event_over_the_limit_is_forgotten_and_the_next_one_heard() {
-        let text = format!("data: {}\n\ndata: 2\n\n", "x".repeat(2000));
-        let heard = heard(&[text.as_bytes()], 1000);
-        assert_eq!((heard.oversized, heard.all.last()), (1, Some(&event("", "2"))));
-    }
-
     proptest! {
         #[test]
         fn any_split_gives_the_same_events(
@@ -352,7 +308,7 @@ mod tests {
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
             let pieces: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
-            prop_assert_eq!(heard(&pieces, 1000), heard(&[text.as_bytes()], 1000));
+            prop_assert_eq!(heard(&pieces), heard(&[text.as_bytes()]));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::pointer::{PointerError, Tree, parse};
 use super::tokenizer::Counting;
@@ -12,7 +12,7 @@ use super::wanted::{Wanted, want};
 
 /// A format as the config has it (`[formats.NAME]`). Every list holds JSON pointers (RFC 6901, and `*` for every
 /// element or member); of several that have a value the first in the list counts.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FormatConfig {
     /// Whether the format `auto` looks for this one too.
@@ -121,7 +121,7 @@ impl Default for FormatConfig {
 
 /// What has a price of its own beside the tokens (`[formats.NAME.billing]`). It has no say in which of the formats of
 /// `auto` fits an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BillingConfig {
     /// The processing tier's name (`flex`, `priority`, `batch`).
@@ -150,7 +150,7 @@ pub struct BillingConfig {
 
 /// How the model calls of one answer are told apart (`[formats.NAME.calls]`): of each call the counts are merged as
 /// the format says, and the calls are added up. Without an id all counts are one call's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CallsConfig {
     /// Objects that hold one call each, as `/messages/*`.
@@ -171,7 +171,7 @@ pub struct CallsConfig {
 }
 
 /// Names of answer headers that hold counts (`[formats.NAME.headers]`). What the body reports has precedence.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HeadersConfig {
     /// Input tokens.
@@ -189,7 +189,7 @@ pub struct HeadersConfig {
 }
 
 /// The requests of a format (`[formats.NAME.request]`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestConfig {
     /// Arrays that hold a message in each element, as `/messages/*/query`: the array's length counts as soon as
@@ -487,6 +487,11 @@ impl FormatConfig {
             && self.shape() == other.shape()
             && (&self.envelopes, &self.parts, &self.billing, &self.calls, &self.headers)
                 == (&other.envelopes, &other.parts, &other.billing, &other.calls, &other.headers)
+    }
+
+    /// The keys of the counts that it has pointers for.
+    pub fn reports(&self) -> impl Iterator<Item = &'static str> {
+        self.counts().into_iter().filter(|(_, _, pointers)| !pointers.is_empty()).map(|(key, _, _)| key)
     }
 
     fn tells_tokens(&self) -> bool {

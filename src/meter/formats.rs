@@ -72,6 +72,11 @@ impl Formats {
         self.by_name.get(name).cloned()
     }
 
+    /// What `auto` tells apart, the most specific first: each format's name and rules.
+    pub fn rules(&self) -> impl Iterator<Item = (&str, &FormatConfig)> {
+        self.auto.iter().map(|(name, config)| (name.as_str(), config))
+    }
+
     /// The names of all formats, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)

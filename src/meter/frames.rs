@@ -39,14 +39,11 @@ pub(super) struct Frames {
     prelude: SmallVec<[u8; PRELUDE]>,
     headers: SmallVec<[u8; 256]>,
     failed: bool,
-    limit: usize,
-    oversized: bool,
     broken: bool,
 }
 
-impl Frames {
-    /// A stream whose messages may have `limit` bytes of payload.
-    pub(super) fn new(limit: usize) -> Self {
+impl Default for Frames {
+    fn default() -> Self {
         Self {
             part: Part::Prelude,
             left: PRELUDE as u32,
@@ -54,12 +51,12 @@ impl Frames {
             prelude: SmallVec::new(),
             headers: SmallVec::new(),
             failed: false,
-            limit,
-            oversized: false,
             broken: false,
         }
     }
+}
 
+impl Frames {
     /// What came is no such stream.
     pub(super) fn broken(&self) -> bool {
         self.broken
@@ -77,8 +74,8 @@ impl Frames {
                     let room = MAX_HEADERS - self.headers.len();
                     self.headers.extend_from_slice(&piece[..take.min(room)]);
                 }
-                Part::Payload if !self.oversized => to.data(piece),
-                Part::Payload | Part::Checksum => {}
+                Part::Payload => to.data(piece),
+                Part::Checksum => {}
             }
             while self.left == 0 && !self.broken {
                 self.next_part(to);
@@ -128,15 +125,10 @@ impl Frames {
             to.code(WRAPPED);
         }
         self.headers.clear();
-        self.oversized = self.payload as usize > self.limit;
-        if self.oversized {
-            to.oversized();
-        }
     }
 
     fn end_message(&mut self, to: &mut impl Documents) {
         to.end(if self.failed { b"error" } else { b"" });
-        self.oversized = false;
     }
 }
 

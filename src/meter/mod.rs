@@ -67,9 +67,6 @@ use usage::Doubt;
 /// Bounds of what a meter may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// One event of an event stream, or one line of NDJSON, beyond which it is skipped for metering (it passes all
-    /// the same). A whole JSON answer has no such bound: it is never held.
-    pub max_event_bytes: usize,
     /// Text kept for counting; the rest is extrapolated.
     pub max_text_bytes: usize,
     /// How long the end of an answer may wait for a count.
@@ -80,12 +77,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            max_event_bytes: 1 << 20,
-            max_text_bytes: 256 << 10,
-            count_wait: Duration::from_millis(5),
-            max_call_tokens: 10_000_000,
-        }
+        Self { max_text_bytes: 256 << 10, count_wait: Duration::from_millis(5), max_call_tokens: 10_000_000 }
     }
 }
 
@@ -132,8 +124,8 @@ pub struct Reading {
     /// The values of a JSON answer at the pointers of [`Meter::glean`], whatever its status; empty where none were
     /// asked for.
     pub gleaned: Vec<Option<serde_json::Value>>,
-    /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `oversized_event`,
-    /// `malformed`, `bad_usage`, `implausible_usage`, `zero_usage`; the gravest, where there are several.
+    /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `malformed`, `bad_usage`,
+    /// `implausible_usage`, `zero_usage`; the gravest, where there are several.
     pub flag: Option<&'static str>,
     /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
     pub streamed: bool,
@@ -152,9 +144,8 @@ impl Meter {
         content_type: Option<&[u8]>,
         content_encoding: Option<&[u8]>,
     ) -> Self {
-        let Config { max_event_bytes, max_text_bytes, max_call_tokens, .. } = *config;
-        let answer =
-            Answer::new(format, max_event_bytes, max_text_bytes, max_call_tokens, status, content_type);
+        let Config { max_text_bytes, max_call_tokens, .. } = *config;
+        let answer = Answer::new(format, max_text_bytes, max_call_tokens, status, content_type);
         Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
     }
 
@@ -192,15 +183,18 @@ impl Meter {
     /// How a stream that can be looked into as it comes (not compressed) is cut into events. `None` is no such stream,
     /// or one whose headers don't say so.
     pub fn stream_kind(&self) -> Option<StreamKind> {
-        match &self.body {
-            Body::Plain(answer) => answer.stream_kind(),
-            Body::Encoded(_) | Body::Unknown(_) => None,
-        }
+        self.body.plain().and_then(Answer::stream_kind)
     }
 
     /// The tokens of a stream up to here, if its last event was one of text: what a limit is held against.
     pub fn running(&self) -> Option<Running> {
-        self.body.answer().and_then(Answer::running)
+        self.body.plain().and_then(Answer::running)
+    }
+
+    /// Whether a document ends here though its event doesn't: in a stream that has several in one, where the ends of
+    /// events are no measure (GLM and Kimi part theirs by one line end).
+    pub fn between_documents(&self) -> bool {
+        self.body.plain().is_some_and(Answer::between_documents)
     }
 
     /// Looks at the next bytes of the body.

@@ -72,6 +72,8 @@ pub(super) struct Skimmer {
     partial: SmallVec<[u8; 32]>,
     too_long: bool,
     unicode: Unicode,
+    /// The text is an object or an array.
+    opened: bool,
 }
 
 impl Default for Skimmer {
@@ -84,6 +86,7 @@ impl Default for Skimmer {
             partial: SmallVec::new(),
             too_long: false,
             unicode: Unicode::default(),
+            opened: false,
         }
     }
 }
@@ -96,6 +99,12 @@ impl Skimmer {
         self.frames.clear();
         self.node = Tree::<()>::ROOT;
         self.unicode = Unicode::default();
+        self.opened = false;
+    }
+
+    /// The text is a whole object or array: what follows it is another text.
+    pub(super) fn closed(&self) -> bool {
+        self.state == State::Done && self.opened
     }
 
     /// The text is whole.
@@ -252,6 +261,7 @@ impl Skimmer {
     }
 
     fn open<A: Clone, S: Sink>(&mut self, object: bool, node: NodeId, wanted: &Wanted<A>, sink: &mut S) {
+        self.opened = true;
         if node != UNWANTED {
             if wanted.wants(node) & want::CONTAINER != 0 {
                 sink.container(node);

@@ -10,9 +10,11 @@ use super::*;
 mod calls;
 mod chat_service;
 mod classes;
+mod codings;
 mod doubts;
 mod endings;
 mod formats;
+mod framing;
 mod places;
 mod requests;
 mod splits;
@@ -335,17 +337,14 @@ fn fault_26_a_corrupt_or_unknown_encoding_is_unknown() {
 }
 
 #[test]
-fn fault_27_a_line_of_many_megabytes_is_skipped_and_the_next_event_read() {
-    let huge =
-        format!("data: {{\"token\": \"{}\", \"usage\": {{\"total_tokens\": 1}}}}\n\n", "x".repeat(5 << 20));
+fn fault_27_a_line_of_many_megabytes_is_read_like_any_other_and_so_is_the_next_event() {
+    let huge = format!("data: {{\"token\": \"{}\", \"model\": \"m\"}}\n\n", "x".repeat(5 << 20));
     let alone = read(SSE, &huge);
-    assert_eq!(
-        (alone.usage, alone.text, alone.flag),
-        (TokenUsage::default(), Text::default(), Some("oversized_event"))
-    );
-    let body = format!("data: {{\"token\": \"a\"}}\n\n{huge}data: {{\"token\": \"b\"}}\n\n");
-    let reading = read(SSE, &body);
-    assert_eq!((reading.text, reading.flag), (Text::whole("ab"), Some("oversized_event")));
+    assert_eq!((alone.model.as_deref(), alone.flag), (Some("m"), None));
+    // Its text is kept as far as the bound of text goes, and measured beyond.
+    assert_eq!((alone.text.kept.len(), alone.text.seen_bytes), (config().max_text_bytes, 5 << 20));
+    let next = read(SSE, &format!("{huge}data: {{\"usage\": {{\"total_tokens\": 7}}}}\n\n"));
+    assert_eq!(next.usage.total, Some(7));
 }
 
 #[test]

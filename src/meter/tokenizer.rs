@@ -111,7 +111,7 @@ impl Encoding {
 }
 
 /// How a format's text is counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Counting {
     /// As the model does it: see [`Encoding::for_model`].

@@ -40,7 +40,7 @@ pub(super) const TOKEN_CLASSES: usize = Class::CacheWrite1h as usize;
 const CLASSES: usize = Class::Cost as usize + 1;
 
 /// How the numbers of several events become one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Merge {
     /// The last event that has the field: counts are cumulative.

@@ -239,6 +239,12 @@ impl Settlement {
         self.open.as_mut().is_some_and(|open| open.spent())
     }
 
+    /// Whether a document of the stream ends here though its event doesn't: see [`Meter::between_documents`].
+    pub(crate) fn between_documents(&self) -> bool {
+        let meter = self.open.as_ref().and_then(|open| open.meter.as_ref());
+        meter.is_some_and(Meter::between_documents)
+    }
+
     /// The last event of a stream that is cut.
     pub(crate) fn cut_event(&mut self) -> Bytes {
         self.open.as_mut().and_then(|open| open.cut_event()).unwrap_or_default()

@@ -223,11 +223,17 @@ impl Tap {
 
     /// Ends the stream between two events, with one more that says so, and lets the upstream go.
     fn cut(&mut self) {
-        let State::Flowing { mut settlement, .. } = std::mem::replace(&mut self.state, State::Over) else {
+        let State::Flowing { mut settlement, limiter, .. } = std::mem::replace(&mut self.state, State::Over)
+        else {
             return;
         };
         self.upstream = None;
-        let last = Some(Ok(Frame::data(settlement.cut_event())));
+        let mut event = settlement.cut_event();
+        if limiter.is_some_and(|limiter| limiter.within_event()) {
+            // The first line end may be the second half of one that is there.
+            event = [b"\n\n", &event[..]].concat().into();
+        }
+        let last = Some(Ok(Frame::data(event)));
         self.state = State::Ending { settling: settlement.finish(Outcome::Cut).boxed(), closing: None, last };
     }
 

@@ -216,13 +216,13 @@ pub(super) fn quota(root: &Table<'_>, on_outage: Option<OnOutage>) -> Option<(Du
 
 pub(super) fn metering(root: &Table<'_>) -> Option<meter::Config> {
     let table = root.key("metering").table()?;
-    let max_event_bytes = table.key("max_event_bytes").memory(KIB..=64 * MIB);
+    // Bounds nothing any more: an event is read as it comes, whatever its size. Older configs may have it.
+    table.key("max_event_bytes").memory(KIB..=64 * MIB);
     let max_text_bytes = table.key("max_text_bytes").memory(KIB..=64 * MIB);
     let count_wait = table.key("count_wait").duration(Duration::ZERO..=SECOND);
     // A sum of so many calls as fit into a day is far from where a counter of the database ends.
     let max_call_tokens = table.key("max_call_tokens").count(1..=1_000_000_000_000);
     Some(meter::Config {
-        max_event_bytes: max_event_bytes?,
         max_text_bytes: max_text_bytes?,
         count_wait: count_wait?,
         max_call_tokens: max_call_tokens? as u64,

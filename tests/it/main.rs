@@ -8,6 +8,7 @@ mod browser;
 mod chain;
 mod config;
 mod demo;
+mod exactness;
 mod explain;
 mod faults;
 mod formats;

@@ -111,6 +111,34 @@ async fn an_openai_stream_ends_as_its_clients_know_it() {
 }
 
 #[tokio::test]
+async fn a_stream_without_empty_lines_is_cut_between_two_of_its_documents() {
+    // GLM and Kimi part their events by one line end: to the standard, all of them are one event.
+    let routes = cutting("");
+    let setup = Setup::with(&[LIMIT, ("routes", &routes)], || answer(204).steps()).await;
+    for (name, end) in [("lf", "\n"), ("crlf", "\r\n"), ("cr", "\r")] {
+        let line = format!("data: {}{end}", json!({"token": PIECE}));
+        let body = line.repeat(60) + end;
+        for size in [1, 7, body.len()] {
+            let text = body.clone();
+            setup.upstream.answer_with(move |_| stream().chunks(text.as_bytes().chunks(size)).steps());
+            let response = setup.gateway.ask(chat(&format!("tn_stuck_{name}_{size}"), "hi")).await;
+            assert_eq!(response.ended, Ended::Clean);
+            let at = response.text().find("\n\ndata: {\"done\"").unwrap();
+            assert_eq!(at, 30 * line.len(), "in pieces of {size} for {end:?}");
+            assert_eq!(&response.body[..at], &body.as_bytes()[..at]);
+            assert_eq!(setup.row(&format!("tn_stuck_{name}_{size}")).await["outcome"], json!("cut"));
+        }
+    }
+    // One that ends with the line that passes the limit is not cut.
+    let body = format!("data: {}\n", json!({"token": PIECE})).repeat(30) + "\n";
+    let text = body.clone();
+    setup.upstream.answer_with(move |_| stream().chunks(text.as_bytes().chunks(50)).steps());
+    let response = setup.gateway.ask(chat("tn_stuck_whole", "hi")).await;
+    assert_eq!(response.body, body.as_bytes());
+    setup.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_of_lines_ends_with_a_line() {
     let routes = cutting("");
     let setup = Setup::with(&[LIMIT, ("routes", &routes)], move || {
