@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
-use tollgate::meter::{CountJob, Encoding, Text, count};
+use tollgate::meter::{CountJob, Encoding, Prompt, Text, count};
 
 use crate::harness::{Ended, Step, TestGateway, Upstream, answer, gateway, request};
 use crate::postgres::{Database, shared};
@@ -173,7 +173,8 @@ fn expected_row(sample: &Sample) -> Value {
 
 fn counted(text: &Value, model: Option<&str>) -> (u64, u64) {
     let text = Text::whole(text.as_str().unwrap_or_default());
-    let request = Text::whole(QUESTION);
+    let prompt = Prompt { messages: 1, ..Prompt::default() };
+    let request = Text { prompt: Some(Box::new(prompt)), ..Text::whole(QUESTION) };
     let counted = count(&CountJob { encoding: Encoding::for_model(model), request, answer: text });
     (counted.input, counted.output)
 }
