@@ -411,7 +411,8 @@ fn is_no_coding(coding: &[u8]) -> bool {
         "utf8",
         "unicode",
     ];
-    const CHARSETS: [&str; 8] = ["utf-7", "utf-8", "utf-16", "utf-32", "iso-8859", "iso8859", "windows-125", "cp125", "charset="];
+    const CHARSETS: [&str; 9] =
+        ["utf-7", "utf-8", "utf-16", "utf-32", "iso-8859", "iso8859", "windows-125", "cp125", "charset="];
     let coding = coding.trim_ascii().to_ascii_lowercase();
     let coding = coding.strip_prefix(b"\"").and_then(|coding| coding.strip_suffix(b"\"")).unwrap_or(&coding);
     NONE.iter().any(|name| coding == name.as_bytes())
