@@ -3,14 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::capture::{Capture, Learnt, Ruled, Running};
-use super::events::{Documents, EventStream, Lines, StreamKind};
+use super::events::{Documents, StreamKind};
+use super::form::{Form, Typed, form};
 use super::format::Format;
-use super::frames::{Frames, Unwrapper, WRAPPED};
+use super::frames::{Unwrapper, WRAPPED};
 use super::glean::{Gleaner, Pointers};
 use super::skim::Skimmer;
+use super::unknown::Sample;
 
 /// What went wrong in reading, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +19,8 @@ pub(super) enum Trouble {
     CorruptEncoding,
     UnknownEncoding,
     Malformed,
+    UnreadableText,
+    UnknownFormat,
 }
 
 impl Trouble {
@@ -28,34 +30,10 @@ impl Trouble {
             Trouble::CorruptEncoding => "corrupt_encoding",
             Trouble::UnknownEncoding => "unknown_encoding",
             Trouble::Malformed => "malformed",
+            Trouble::UnreadableText => "unreadable_text",
+            Trouble::UnknownFormat => "unknown_format",
         }
     }
-}
-
-/// The form of an answer's body.
-#[derive(Debug)]
-enum Form {
-    /// Not known yet: the first bytes will tell, whatever the type says.
-    Unknown {
-        head: SmallVec<[u8; 16]>,
-        typed: Typed,
-    },
-    Json,
-    Events(EventStream),
-    Lines(Lines),
-    Frames(Box<Frames>),
-    Text,
-    /// Nothing that we can read.
-    Opaque,
-}
-
-/// What the type says of a body whose first bytes are not here yet, or show nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Typed {
-    Json,
-    Events,
-    Text,
-    Nothing,
 }
 
 /// An answer as it is read.
@@ -65,6 +43,7 @@ pub(super) struct Answer {
     /// Whether its type alone says that it is a stream.
     typed_stream: bool,
     reader: Reader,
+    text_limit: usize,
     gleaner: Option<Box<Gleaner>>,
 }
 
@@ -81,6 +60,10 @@ struct Reader {
     done: Option<usize>,
     /// An event had more than one document.
     several: bool,
+    /// There were bytes that nobody can read.
+    unread: bool,
+    /// The first bytes, as long as nothing was found in them.
+    sample: Option<Box<Sample>>,
     /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
     over: bool,
 }
@@ -131,10 +114,12 @@ impl Answer {
             unwrapper: Unwrapper::default(),
             done: Some(0),
             several: false,
+            unread: false,
+            sample: (status < 400 && format.has_tokens()).then(Box::default),
             over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type) };
-        let mut answer = Self { form, typed_stream: false, reader, gleaner: None };
+        let mut answer = Self { form, typed_stream: false, reader, text_limit, gleaner: None };
         answer.typed_stream = answer.is_stream();
         answer
     }
@@ -161,15 +146,20 @@ impl Answer {
     pub(super) fn is_stream(&self) -> bool {
         match self.form {
             Form::Events(_) | Form::Lines(_) | Form::Frames(_) => true,
-            Form::Unknown { typed, .. } => typed == Typed::Events,
-            Form::Json | Form::Text | Form::Opaque => false,
+            Form::Unknown(ref start) => matches!(start.typed(), Typed::Events | Typed::Lines | Typed::Frames),
+            Form::Json | Form::Text | Form::Markup(_) | Form::Opaque | Form::Unreadable => false,
         }
     }
 
     pub(super) fn stream_kind(&self) -> Option<StreamKind> {
-        match self.form {
-            Form::Events(_) | Form::Unknown { typed: Typed::Events, .. } => Some(StreamKind::Events),
+        match &self.form {
+            Form::Events(_) => Some(StreamKind::Events),
             Form::Lines(_) => Some(StreamKind::Lines),
+            Form::Unknown(start) => match start.typed() {
+                Typed::Events => Some(StreamKind::Events),
+                Typed::Lines => Some(StreamKind::Lines),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -202,25 +192,31 @@ impl Answer {
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
             Form::Frames(frames) => frames.feed(bytes, &mut self.reader),
             Form::Text => self.reader.capture.plain_text(bytes),
-            Form::Opaque => {}
-            Form::Unknown { head, typed } => {
-                let before = head.len();
-                head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
-                let Some(form) = recognise(head, *typed) else { return };
-                let head = std::mem::take(head);
-                self.form = form;
-                self.feed(&head[..before]);
-                self.feed(bytes);
+            Form::Markup(markup) => markup.feed(bytes, &mut |text| self.reader.capture.plain_text(text)),
+            Form::Opaque | Form::Unreadable => self.reader.unread |= !bytes.is_empty(),
+            Form::Unknown(start) => {
+                if let (taken, Some(form)) = start.look(bytes) {
+                    self.begin(form);
+                    self.feed(&bytes[taken..]);
+                }
             }
         }
     }
 
+    /// The form is known: the first bytes are read by it.
+    fn begin(&mut self, form: Form) {
+        let Form::Unknown(start) = std::mem::replace(&mut self.form, form) else { return };
+        let (blank, head) = start.into_bytes();
+        if matches!(self.form, Form::Text) && !head.is_empty() {
+            self.feed(&blank);
+        }
+        self.feed(&head);
+    }
+
     /// The body ended, or broke off.
     pub(super) fn finish(mut self) -> (Learnt, Option<Trouble>, bool) {
-        if let Form::Unknown { head, typed } = &mut self.form {
-            let (head, typed) = (std::mem::take(head), *typed);
-            self.form = typed.form();
-            self.feed(&head);
+        if let Form::Unknown(start) = &self.form {
+            self.begin(start.form());
         }
         let streamed = self.is_stream();
         let reader = &mut self.reader;
@@ -240,10 +236,22 @@ impl Answer {
                 }
                 frames.end(reader);
             }
-            Form::Unknown { .. } | Form::Text | Form::Opaque => {}
+            Form::Unreadable if reader.unread => reader.note(Trouble::UnreadableText),
+            Form::Unknown(_) | Form::Text | Form::Markup(_) | Form::Opaque | Form::Unreadable => {}
         }
-        let learnt = self.reader.capture.finish();
-        (learnt, self.reader.trouble, streamed)
+        let mut trouble = reader.trouble;
+        let mut learnt = self.reader.capture.finish();
+        if !streamed && learnt.has_content() {
+            // Of an answer that has something, an error beside it is no failure of the whole.
+            learnt.failed = learnt.failed_for_sure;
+        }
+        if let Some(sample) = self.reader.sample {
+            learnt.last_resort(&sample, self.reader.unread, self.text_limit);
+            if learnt.unknown && learnt.resolved.doubt.is_none() {
+                trouble = trouble.or(Some(Trouble::UnknownFormat));
+            }
+        }
+        (learnt, trouble, streamed)
     }
 }
 
@@ -256,78 +264,6 @@ impl io::Write for Answer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// How many first bytes are enough to tell.
-const HEAD: usize = 16;
-
-impl Typed {
-    fn form(self) -> Form {
-        match self {
-            Typed::Json => Form::Json,
-            Typed::Events => Form::Events(EventStream::default()),
-            Typed::Text => Form::Text,
-            Typed::Nothing => Form::Opaque,
-        }
-    }
-}
-
-fn form(content_type: Option<&[u8]>) -> Form {
-    let unknown = |typed| Form::Unknown { head: SmallVec::new(), typed };
-    let Some(content_type) = content_type else { return unknown(Typed::Nothing) };
-    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    let is = |name: &str| essence.eq_ignore_ascii_case(name.as_bytes());
-    if is("application/json") {
-        return unknown(Typed::Json);
-    } else if is("text/event-stream") {
-        return unknown(Typed::Events);
-    } else if is("text/plain") || is("text/markdown") {
-        return unknown(Typed::Text);
-    } else if is("application/vnd.amazon.eventstream") {
-        return Form::Frames(Box::new(Frames::default()));
-    } else if is("") || is("application/octet-stream") {
-        return unknown(Typed::Nothing);
-    }
-    let essence = essence.to_ascii_lowercase();
-    let has = |part: &str| memchr::memmem::find(&essence, part.as_bytes()).is_some();
-    if ["ndjson", "jsonl", "stream+json", "json-stream", "json-seq"].into_iter().any(has) {
-        Form::Lines(Lines::new(false))
-    } else if has("json") {
-        unknown(Typed::Json)
-    } else {
-        Form::Opaque
-    }
-}
-
-/// The form that a body's first bytes show. `None` while more of them are needed.
-fn recognise(head: &[u8], typed: Typed) -> Option<Form> {
-    const BOM: &[u8] = b"\xef\xbb\xbf";
-    if BOM.starts_with(head) {
-        return None;
-    }
-    let start = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
-    let fields = [&b"data:"[..], b"event:", b":", b"id:", b"retry:"];
-    // A text may well begin with a colon, but hardly with the name of a field and one.
-    for field in &fields[..if typed == Typed::Text { 2 } else { fields.len() }] {
-        if start.starts_with(field) {
-            return Some(Form::Events(EventStream::default()));
-        }
-        if field.starts_with(start) && head.len() < HEAD {
-            return None;
-        }
-    }
-    match start {
-        // No line of an event stream begins like this.
-        [b'{', b'"', ..] | [b'[', b'{' | b'"', ..] => Some(Form::Json),
-        [b'{' | b'[', b' ' | b'\t' | b'\r' | b'\n', ..] if typed != Typed::Text => Some(Form::Json),
-        [b'{', next, ..] if next.is_ascii_whitespace() => Some(Form::Json),
-        // `0:"text"`: the AI SDK's data stream.
-        [code, b':', b'"' | b'{' | b'[', ..] if code.is_ascii_alphanumeric() => {
-            Some(Form::Lines(Lines::new(true)))
-        }
-        [] | [_] | [_, b':'] if head.len() < HEAD => None,
-        _ => Some(typed.form()),
     }
 }
 
@@ -345,20 +281,31 @@ impl Reader {
             let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
             let taken = self.skimmer.feed(bytes, &self.format.answer, &mut ruled);
             self.done = self.done.and_then(|at| done(at, &bytes[..taken]));
-            if taken == bytes.len() {
-                return;
-            }
-            bytes = bytes[taken..].trim_ascii_start();
-            if bytes.is_empty() {
+            let blank = bytes[taken..].len() - bytes[taken..].trim_ascii_start().len();
+            let (read, rest) = bytes.split_at(taken + blank);
+            self.keep(read);
+            if rest.is_empty() {
                 return;
             }
             if !self.skimmer.closed() {
                 // Words are text, and what they speak of is no document.
                 self.skimmer.give_up();
+                self.keep(rest);
                 return;
             }
+            bytes = rest;
             self.several = true;
             self.end_document(b"");
+        }
+    }
+
+    /// Keeps bytes in which nothing was found yet.
+    #[inline]
+    fn keep(&mut self, bytes: &[u8]) {
+        if let Some(sample) = &mut self.sample
+            && !self.capture.found()
+        {
+            sample.push(bytes);
         }
     }
 
@@ -367,15 +314,28 @@ impl Reader {
         let mut ruled = Ruled { format: &self.format, capture: &mut self.capture };
         self.skimmer.end(&mut ruled);
         let whole = self.over || self.skimmer.done() || self.skimmer.untouched();
-        if self.skimmer.gave_up() || !whole {
+        let void = self.skimmer.gave_up() || !whole;
+        let cut = self.skimmer.unfinished().filter(|_| void);
+        let cut = cut.is_some_and(|(node, raw)| Capture::would_find(&self.format, node, raw));
+        let found = cut || self.capture.found();
+        let keeps = found && !void && self.capture.has_found();
+        if void {
             self.capture.roll_back();
+        }
+        if keeps {
+            self.sample = None;
+        } else if let Some(sample) = &mut self.sample {
+            sample.end(found);
         }
         // Half an event is none that was seen.
         if !self.skimmer.done() {
             self.capture.cut(&self.format);
         }
         let empty = self.skimmer.untouched() && name.is_empty();
-        if self.done.replace(0) == Some(DONE.len()) || name == b"end" || (empty && self.capture.ended()) {
+        if self.done.replace(0) == Some(DONE.len())
+            || matches!(name, b"end" | b"done")
+            || (empty && self.capture.ended())
+        {
             self.capture.ends(true);
         }
         self.capture.commit(&self.format);

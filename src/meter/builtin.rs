@@ -1,10 +1,12 @@
 //! The formats that come with the program. Where the providers' own pages are the source, they are named.
 
 mod frameworks;
+mod hosted;
 mod lists;
 mod local;
 mod openai;
 mod providers;
+mod services;
 mod widgets;
 
 use super::format::{FormatConfig, RequestConfig};
@@ -34,6 +36,25 @@ pub(super) fn formats() -> Vec<(&'static str, FormatConfig)> {
         ("dify", frameworks::dify()),
         ("langchain", frameworks::langchain()),
         ("widgets", widgets::widgets()),
+        ("sglang", local::sglang()),
+        ("lm-studio", local::lm_studio()),
+        ("dashscope", hosted::dashscope()),
+        ("minimax", hosted::minimax()),
+        ("workers-ai", hosted::workers_ai()),
+        ("watsonx", hosted::watsonx()),
+        ("replicate", hosted::replicate()),
+        ("gemini-interactions", hosted::gemini_interactions()),
+        ("gemini-snake-case", hosted::gemini_snake_case()),
+        ("coze", services::coze()),
+        ("anything-llm", services::anything_llm()),
+        ("flowise", services::flowise()),
+        ("ragflow", services::ragflow()),
+        ("agno", services::agno()),
+        ("langflow", services::langflow()),
+        ("haystack", services::haystack()),
+        ("a2a", services::a2a()),
+        ("chat-ui", services::chat_ui()),
+        ("bots", services::bots()),
     ]
 }
 

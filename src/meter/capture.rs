@@ -9,8 +9,10 @@ use super::calls::Calls;
 use super::counting::estimate_bytes;
 use super::counts::Counted;
 use super::format::{Action, Format};
+use super::growth::{Growth, Place, Retold};
 use super::pointer::{NodeId, UNWANTED};
 use super::text::{Buffer, Mark, Text};
+use super::unknown::Sample;
 use super::usage::{Amount, Class, Resolved, complete};
 use super::wanted::Sink;
 use crate::model::billing::Tier;
@@ -30,10 +32,14 @@ struct Document {
     failed_by_name: bool,
     /// It says that it is the stream's last.
     ended: bool,
+    /// It has, or had until a key came twice, text or a count.
+    found: bool,
     /// It has a piece of text, if only an empty one.
     has_text: bool,
     /// The alternative answer that it is a piece of.
     choice: Option<u64>,
+    /// Where its text is.
+    text_node: NodeId,
     begin: Mark,
     final_text: Option<Buffer>,
 }
@@ -49,6 +55,7 @@ impl Document {
         self.failed = false;
         self.failed_by_name = false;
         self.ended = false;
+        self.found = false;
         self.has_text = false;
         self.choice = None;
         self.final_text = None;
@@ -80,17 +87,23 @@ pub(super) struct Capture {
     results: Option<u64>,
     /// The stream failed, or one of its messages did.
     failed: bool,
+    /// It said so in so many words, whatever else it has.
+    failed_for_sure: bool,
     any_error: bool,
     /// The pieces of text, and whether more are of use.
     text: Buffer,
+    growth: Growth,
+    place: Place,
+    retold: Retold,
     final_text: Option<Buffer>,
     wants_text: bool,
     text_limit: usize,
     reported: bool,
-    /// The last document had a piece of text.
+    /// The last document had a piece of text, and any had, if only an empty one.
     last_had_text: bool,
     /// The alternative answer that the last piece belongs to.
     choice: Option<u64>,
+    had_text: bool,
     /// The last document said that it is the stream's last.
     ended: bool,
 }
@@ -114,14 +127,19 @@ impl Capture {
             messages: None,
             results: None,
             failed: false,
+            failed_for_sure: false,
             any_error: false,
             text: Buffer::new(text_limit),
+            growth: Growth::default(),
+            place: Place::default(),
+            retold: Retold::default(),
             final_text: None,
             wants_text: true,
             text_limit,
             reported: false,
             last_had_text: false,
             choice: None,
+            had_text: false,
             ended: false,
         }
     }
@@ -129,7 +147,34 @@ impl Capture {
     /// Text is of no use here: only errors, or nothing, are looked for.
     pub(super) fn without_text(&mut self) {
         self.wants_text = false;
+        self.forget_text();
+    }
+
+    fn forget_text(&mut self) {
         self.text.forget();
+        self.growth = Growth::default();
+        self.retold = Retold::default();
+    }
+
+    /// Whether the document at hand has text, or counts something, or did until a key came twice.
+    #[inline]
+    pub(super) fn found(&self) -> bool {
+        self.document.found
+    }
+
+    /// Whether it would, did what was written of a number end here.
+    pub(super) fn would_find(format: &Format, node: NodeId, raw: &[u8]) -> bool {
+        let counts = |action: &Action| matches!(action, Action::Count { .. });
+        let amount = Amount::parse(raw);
+        amount.is_some_and(|amount| amount != Amount::Known(0))
+            && format.answer.tree.actions(node).iter().any(counts)
+    }
+
+    /// Whether it still does.
+    pub(super) fn has_found(&self) -> bool {
+        let document = &self.document;
+        let text = self.text.mark().seen_bytes != document.begin.seen_bytes;
+        text || document.final_text.is_some() || document.counted.counts()
     }
 
     /// Whether all tokens are known from what the answer reported so far.
@@ -202,6 +247,7 @@ impl Capture {
     pub(super) fn roll_back(&mut self) {
         let failed_by_name = std::mem::take(&mut self.document.failed_by_name);
         self.text.go_back(self.document.begin);
+        self.growth.forget(|_| true);
         self.document.clear();
         self.document.failed_by_name = failed_by_name;
     }
@@ -223,29 +269,54 @@ impl Capture {
         if let Some(choice) = document.choice.filter(|_| document.has_text) {
             // Alternative answers come in turns; no token spans two of them.
             if self.choice.replace(choice).is_some_and(|last| last != choice) {
+                let put_back = self.growth.stop(&mut self.text);
+                document.begin.forward(put_back);
                 self.text.cut_at(document.begin);
             }
         }
-        let failed = document.failed || document.failed_by_name;
+        // Of a message of several it is the message's own trouble.
+        let failed = (document.failed && document.messages.is_empty()) || document.failed_by_name;
+        self.failed_for_sure |= failed;
         self.failed |= failed || (document.error && document.messages.is_empty());
-        self.any_error |= failed || document.error;
+        self.any_error |= failed || document.failed || document.error;
         if let Some(text) = document.final_text.take() {
             self.final_text = Some(text);
-            self.text.forget();
+            self.forget_text();
+        } else if document.has_text && self.wants_text {
+            self.count_once();
         }
-        if let Some(tier) = document.counted.tier.take() {
+        if let Some(tier) = self.document.counted.tier.take() {
             self.tier = tier;
         }
-        if !document.counted.is_empty() {
-            let has_text = document.has_text;
-            if document.counted.commit(format, &mut self.calls, has_text, self.max_call_tokens) {
+        if !self.document.counted.is_empty() {
+            let has_text = self.document.has_text;
+            if self.document.counted.commit(format, &mut self.calls, has_text, self.max_call_tokens) {
                 self.resolve(format);
             }
         }
         self.last_had_text = self.document.has_text;
+        self.had_text |= self.document.has_text;
         self.ended = self.document.ended;
         self.document.clear();
         self.document.begin = self.text.mark();
+    }
+
+    #[inline]
+    fn new_text(&mut self, bytes: &[u8]) {
+        self.growth.push(self.place, bytes, &mut self.text);
+        if self.text.is_full() {
+            self.retold.beyond(bytes);
+        }
+    }
+
+    /// What the document at hand says once more does not count again.
+    fn count_once(&mut self) {
+        let begin = &mut self.document.begin;
+        let put_back = self.growth.commit(&mut self.text);
+        begin.forward(put_back);
+        if self.retold.is(self.document.text_node, &self.text, *begin) {
+            self.text.go_back(*begin);
+        }
     }
 
     fn resolve(&mut self, format: &Format) {
@@ -262,6 +333,7 @@ impl Capture {
 
     /// Everything, at the end.
     pub(super) fn finish(mut self) -> Learnt {
+        self.growth.finish(&mut self.text);
         let text = match self.final_text {
             _ if self.reported => Text::default(),
             Some(text) => text.into_text(),
@@ -275,9 +347,14 @@ impl Capture {
             messages: self.messages,
             results: self.results,
             failed: self.failed,
+            failed_for_sure: self.failed_for_sure,
             any_error: self.any_error,
             ended: self.ended,
+            had_text: self.had_text,
             text,
+            guessed: false,
+            unknown: false,
+            shape: None,
         }
     }
 }
@@ -289,13 +366,55 @@ pub(super) struct Learnt {
     pub(super) model: Option<String>,
     pub(super) messages: Option<u64>,
     pub(super) results: Option<u64>,
-    /// Something says that the stream as a whole failed.
+    /// Something says that the answer as a whole failed.
     pub(super) failed: bool,
+    /// It says so in so many words, whatever else it has.
+    pub(super) failed_for_sure: bool,
     /// Something says that something failed, one message of several perhaps.
     pub(super) any_error: bool,
     /// The last document said that nothing follows.
     pub(super) ended: bool,
+    /// A text stood where the format has one, if only an empty one.
+    pub(super) had_text: bool,
     pub(super) text: Text,
+    /// The text was found by the last resort.
+    pub(super) guessed: bool,
+    /// There was something, and nobody knows what.
+    pub(super) unknown: bool,
+    /// What that looks like.
+    pub(super) shape: Option<String>,
+}
+
+impl Learnt {
+    /// Whether it has text, or counts something.
+    pub(super) fn has_content(&self) -> bool {
+        let usage = &self.resolved.usage;
+        !self.text.is_empty()
+            || [usage.total(), usage.input, usage.output].into_iter().flatten().any(|count| count > 0)
+    }
+
+    /// Nothing was found by the rules: looks through what was kept of the answer. `unread`: it had bytes that can't be.
+    pub(super) fn last_resort(&mut self, sample: &Sample, unread: bool, text_limit: usize) {
+        if self.failed || self.has_content() {
+            return;
+        }
+        let found = sample.read(text_limit);
+        // Where the format has a text, or no text is due, nothing more is looked for but what reads like one.
+        let understood = self.results.is_some() || found.vectors || self.resolved.usage.total().is_some();
+        let understood = understood || self.had_text || self.messages.is_some();
+        if self.results.is_some() || (found.empty && !unread) {
+        } else if found.failed {
+            self.failed = true;
+            self.any_error = true;
+        } else if !found.text.is_empty() && !found.prose && !self.had_text {
+            self.text = found.text;
+            self.guessed = true;
+            self.resolved.disbelieve_zeros(true);
+        } else if found.prose || !understood {
+            self.unknown = true;
+            self.shape = (!found.shape.is_empty()).then_some(found.shape);
+        }
+    }
 }
 
 impl Ruled<'_> {
@@ -335,6 +454,7 @@ impl Ruled<'_> {
         };
         if let Some(amount) = amount {
             counted.number(node, depth, amount);
+            self.capture.document.found |= amount != Amount::Known(0);
         }
     }
 
@@ -366,6 +486,7 @@ impl Ruled<'_> {
         };
         if let Some(amount) = amount {
             counted.number(node, depth, amount);
+            self.capture.document.found |= amount != Amount::Known(0);
         }
     }
 
@@ -405,6 +526,7 @@ impl Sink for Ruled<'_> {
 
     #[inline]
     fn begin_text(&mut self, node: NodeId) {
+        self.capture.place = Place::default();
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message => self.message(node),
@@ -413,6 +535,10 @@ impl Sink for Ruled<'_> {
                     // Two texts of one document are two things said.
                     if another {
                         self.capture.text.cut(b"");
+                    }
+                    self.capture.document.text_node = node;
+                    if self.capture.wants_text {
+                        self.capture.place = self.capture.growth.begin(node, &self.capture.text);
                     }
                 }
                 Action::FinalText if self.capture.wants_text => {
@@ -426,10 +552,11 @@ impl Sink for Ruled<'_> {
 
     #[inline]
     fn text(&mut self, node: NodeId, bytes: &[u8]) {
+        self.capture.document.found = true;
         let is_final = self.capture.document.final_text.is_some() && self.is_final(node);
         match &mut self.capture.document.final_text {
             Some(buffer) if is_final => buffer.push(bytes),
-            _ => self.capture.text.push(bytes),
+            _ => self.capture.new_text(bytes),
         }
     }
 
@@ -445,6 +572,7 @@ impl Sink for Ruled<'_> {
                 Action::ErrorWhen(names) => {
                     self.capture.document.failed |= is_one(names, value);
                 }
+                Action::ErrorUnless(names) => self.capture.document.error |= !is_one(names, value),
                 Action::End => self.capture.document.ended |= value.is_none_or(|value| !value.is_empty()),
                 Action::EndWhen(names) => self.capture.document.ended |= is_one(names, value),
                 _ => {}
@@ -464,19 +592,20 @@ impl Sink for Ruled<'_> {
                 }
                 Action::Result => self.results(1),
                 Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
+                Action::ErrorUnless(names) => self.capture.document.error |= !null && !is_one(names, raw),
                 Action::End => self.capture.document.ended |= !null && raw != Some(b"false"),
                 _ => {}
             }
         }
     }
 
-    fn container(&mut self, node: NodeId) {
+    fn container(&mut self, node: NodeId, empty: bool) {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Message => self.message(node),
                 Action::Results => self.results(0),
                 Action::Result => self.results(1),
-                Action::Error => self.capture.document.error = true,
+                Action::Error => self.capture.document.error |= !empty,
                 Action::End => self.capture.document.ended = true,
                 Action::Call { depth } => self.capture.document.counted.open(*depth),
                 Action::CallEnd { shape } => self.capture.document.counted.end(*shape),
@@ -500,6 +629,7 @@ impl Sink for Ruled<'_> {
         if node == UNWANTED {
             return;
         }
+        self.capture.place = Place::default();
         let below = self.format.answer.tree.subtree(node);
         let document = &mut self.capture.document;
         document.counted.forget(&below);
@@ -514,6 +644,7 @@ impl Sink for Ruled<'_> {
         }
         if let Some((_, mark)) = document.marks.iter().find(|(at, _)| *at == node) {
             self.capture.text.go_back(*mark);
+            self.capture.growth.forget(|node| below.contains(&node));
             document.final_text = None;
         }
     }

@@ -97,6 +97,11 @@ impl Counted {
         same_id && self.hits.is_empty() && self.ends.is_empty() && self.more.is_empty()
     }
 
+    /// Whether a count of it is more than nothing.
+    pub(super) fn counts(&self) -> bool {
+        self.hits.iter().any(|hit| hit.max != Amount::Known(0))
+    }
+
     /// An object that is one call begins.
     pub(super) fn open(&mut self, depth: u8) {
         let fresh = Object { depth, ..Object::default() };

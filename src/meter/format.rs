@@ -52,6 +52,9 @@ pub struct FormatConfig {
     pub error: Vec<String>,
     /// Pointers to a name, with those names that mean that something went wrong.
     pub error_when: BTreeMap<String, Vec<String>>,
+    /// Pointers to a value, with what it is where all went well, as `/success` and `["true"]`. Anything else but null is
+    /// as if an [`FormatConfig::error`] were set.
+    pub error_unless: BTreeMap<String, Vec<String>>,
     /// What is set (not null, false or empty) in a stream's last event: a client that leaves after it has seen the
     /// whole answer. `data: [DONE]` is one in every format, and so is one named `end`. Where another event follows it was
     /// not the last.
@@ -103,6 +106,7 @@ impl Default for FormatConfig {
             results: Vec::new(),
             error: Vec::new(),
             error_when: BTreeMap::new(),
+            error_unless: BTreeMap::new(),
             end: Vec::new(),
             end_when: BTreeMap::new(),
             text: Vec::new(),
@@ -276,6 +280,7 @@ pub(super) enum Action {
     Result,
     Error,
     ErrorWhen(Arc<[String]>),
+    ErrorUnless(Arc<[String]>),
     End,
     EndWhen(Arc<[String]>),
     Text,
@@ -315,6 +320,7 @@ fn wants(action: &Action) -> u8 {
         | Action::TurnWhen { .. }
         | Action::Model { .. }
         | Action::ErrorWhen(_)
+        | Action::ErrorUnless(_)
         | Action::EndWhen(_)
         | Action::Choice => want::SCALAR,
         Action::Error
@@ -576,6 +582,9 @@ impl FormatConfig {
         for (pointer, names) in &self.error_when {
             into.push((tokens("error_when", pointer)?, Action::ErrorWhen(names.clone().into())));
         }
+        for (pointer, values) in &self.error_unless {
+            into.push((tokens("error_unless", pointer)?, Action::ErrorUnless(values.clone().into())));
+        }
         for (pointer, names) in &self.end_when {
             into.push((tokens("end_when", pointer)?, Action::EndWhen(names.clone().into())));
         }
@@ -780,6 +789,7 @@ fn unite(answer: &mut Pointers<Action>) {
             | Action::WholeWhen { .. }
             | Action::TurnWhen { .. }
             | Action::ErrorWhen(_)
+            | Action::ErrorUnless(_)
             | Action::EndWhen(_) => return true,
             Action::Tier => "tier",
             Action::NoCost => "no cost",

@@ -221,7 +221,7 @@ impl Sink for Plain<'_> {
 
     fn string(&mut self, _node: NodeId, _value: Option<&[u8]>) {}
     fn scalar(&mut self, _node: NodeId, _raw: Option<&[u8]>) {}
-    fn container(&mut self, _node: NodeId) {}
+    fn container(&mut self, _node: NodeId, _empty: bool) {}
     fn mark(&mut self, _node: NodeId) {}
     fn replaced(&mut self, _node: NodeId) {
         *self.bad = true;

@@ -103,7 +103,7 @@ impl Sink for Basket<'_> {
         self.put(node, raw.and_then(|raw| serde_json::from_slice(raw).ok()));
     }
 
-    fn container(&mut self, _: NodeId) {}
+    fn container(&mut self, _: NodeId, _: bool) {}
 
     fn mark(&mut self, _: NodeId) {}
 

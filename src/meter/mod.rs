@@ -20,22 +20,27 @@ mod counting;
 mod counts;
 mod decoding;
 mod events;
+mod form;
 mod format;
 mod formats;
 mod frames;
 mod glean;
+mod growth;
 mod image;
 mod inspect;
 mod key;
 mod last_resort;
+mod markup;
 mod passing;
 mod pointer;
 mod prompt;
 mod skim;
 mod text;
+mod texts;
 mod tokenizer;
 mod tools;
 mod unescape;
+mod unknown;
 mod usage;
 mod wanted;
 
@@ -124,8 +129,9 @@ pub struct Reading {
     /// The values of a JSON answer at the pointers of [`Meter::glean`], whatever its status; empty where none were
     /// asked for.
     pub gleaned: Vec<Option<serde_json::Value>>,
-    /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`, `malformed`, `bad_usage`,
-    /// `implausible_usage`, `zero_usage`; the gravest, where there are several.
+    /// Why the count is not known or not whole: `bomb`, `corrupt_encoding`, `unknown_encoding`,
+    /// `malformed`, `unreadable_text` (UTF-16), `bad_usage`, `implausible_usage`, `zero_usage`, `unknown_format` (there is
+    /// something, and no rule finds usage or text in it); the gravest, where there are several.
     pub flag: Option<&'static str>,
     /// Whether the answer was an event stream (AWS's binary one too), NDJSON or an AI SDK data stream.
     pub streamed: bool,
@@ -133,6 +139,8 @@ pub struct Reading {
     pub ended: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
+    /// The answer as a whole says that it failed.
+    pub failed: bool,
 }
 
 impl Meter {
@@ -225,8 +233,8 @@ impl Meter {
             billing: learnt.resolved.billing,
             model: learnt.model,
             text: learnt.text,
-            guessed: false,
-            shape: None,
+            guessed: learnt.guessed,
+            shape: learnt.shape,
             messages: learnt.messages,
             results: learnt.results,
             gleaned,
@@ -234,6 +242,7 @@ impl Meter {
             streamed,
             ended: streamed && learnt.ended,
             error_event: streamed && learnt.failed,
+            failed: !streamed && learnt.failed,
         }
     }
 }

@@ -32,6 +32,8 @@ enum Into {
 enum State {
     /// A value is due.
     Value,
+    /// After the opening bracket of an object (or an array), of which somebody wants to know whether it is empty.
+    Opened(bool),
     /// A value or the end of the array.
     FirstElement,
     /// A key is due.
@@ -118,6 +120,11 @@ impl Skimmer {
         self.state == State::GaveUp
     }
 
+    /// A wanted number or literal that nothing has ended yet.
+    pub(super) fn unfinished(&self) -> Option<(NodeId, &[u8])> {
+        (self.state == State::Scalar).then_some((self.node, &self.partial[..]))
+    }
+
     /// Nothing but white space was seen.
     pub(super) fn untouched(&self) -> bool {
         self.state == State::Value && self.frames.is_empty()
@@ -142,6 +149,19 @@ impl Skimmer {
                 State::Value | State::FirstElement => {
                     at = self.value(bytes, at, byte, wanted, sink);
                 }
+                State::Opened(object) => match byte {
+                    b' ' | b'\t' | b'\n' | b'\r' => at += 1,
+                    _ => {
+                        let empty = byte == if object { b'}' } else { b']' };
+                        sink.container(self.node, empty);
+                        if empty {
+                            at += 1;
+                            self.ended();
+                        } else {
+                            self.enter(object, self.node, wanted);
+                        }
+                    }
+                },
                 State::Key | State::FirstKey => match byte {
                     b'"' => at = self.key(bytes, at + 1, wanted, sink),
                     b' ' | b'\t' | b'\n' | b'\r' => at += 1,
@@ -234,7 +254,12 @@ impl Skimmer {
                 self.string(bytes, at + 1, Into::Nothing, wanted, sink)
             }
             b'{' | b'[' => {
-                self.open(byte == b'{', node, wanted, sink);
+                self.opened = true;
+                if wanted.wants(node) & want::CONTAINER != 0 {
+                    self.state = State::Opened(byte == b'{');
+                } else {
+                    self.enter(byte == b'{', node, wanted);
+                }
                 at + 1
             }
             b' ' | b'\t' | b'\n' | b'\r' | 0x1e => at + 1,
@@ -260,22 +285,17 @@ impl Skimmer {
         }
     }
 
-    fn open<A: Clone, S: Sink>(&mut self, object: bool, node: NodeId, wanted: &Wanted<A>, sink: &mut S) {
-        self.opened = true;
-        if node != UNWANTED {
-            if wanted.wants(node) & want::CONTAINER != 0 {
-                sink.container(node);
-            }
-            if wanted.tree.has_children(node) {
-                self.frames.push(Frame { node, object, index: 0, seen: 0 });
-                self.state = if object {
-                    State::FirstKey
-                } else {
-                    self.node = wanted.tree.element(node, 0);
-                    State::FirstElement
-                };
-                return;
-            }
+    #[inline]
+    fn enter<A: Clone>(&mut self, object: bool, node: NodeId, wanted: &Wanted<A>) {
+        if node != UNWANTED && wanted.tree.has_children(node) {
+            self.frames.push(Frame { node, object, index: 0, seen: 0 });
+            self.state = if object {
+                State::FirstKey
+            } else {
+                self.node = wanted.tree.element(node, 0);
+                State::FirstElement
+            };
+            return;
         }
         self.passing = Passing::default();
         self.state = State::Pass;

@@ -13,11 +13,14 @@ mod classes;
 mod codings;
 mod doubts;
 mod endings;
+mod failures;
 mod formats;
 mod framing;
 mod places;
+mod repeated;
 mod requests;
 mod splits;
+mod unknown;
 
 const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream";
@@ -34,7 +37,7 @@ struct Case {
 fn cases() -> Vec<Case> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/formats");
     let mut cases = Vec::new();
-    for table in ["expected.json", "more.json"] {
+    for table in ["expected.json", "more.json", "services.json"] {
         let table = std::fs::read_to_string(format!("{directory}/{table}")).unwrap();
         let table: std::collections::BTreeMap<String, Value> = serde_json::from_str(&table).unwrap();
         for (name, case) in table {

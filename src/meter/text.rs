@@ -54,9 +54,17 @@ impl Text {
 /// Where a buffer stood: what to go back to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
-    kept: usize,
-    seen_bytes: u64,
+    pub(super) kept: usize,
+    pub(super) seen_bytes: u64,
     cuts: usize,
+}
+
+impl Mark {
+    /// So many bytes were put in before it.
+    pub(super) fn forward(&mut self, bytes: usize) {
+        self.kept += bytes;
+        self.seen_bytes += bytes as u64;
+    }
 }
 
 /// A [`Text`] in the making. Bytes, because a character may come in two chunks.
@@ -100,6 +108,17 @@ impl Buffer {
         }
     }
 
+    /// Puts `bytes` where the kept part has `at` bytes.
+    pub(super) fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let at = at.min(self.kept.len());
+        self.kept.splice(at..at, bytes.iter().copied());
+        self.kept.truncate(self.limit);
+        let marks = self.cuts.iter_mut().flat_map(|cut| [&mut cut.end, &mut cut.next]);
+        // A part that begins there begins with these bytes.
+        marks.filter(|mark| **mark as usize > at).for_each(|mark| *mark += bytes.len() as u32);
+        self.seen_bytes += bytes.len() as u64;
+    }
+
     /// A part ended at `mark`, though more came since.
     pub(super) fn cut_at(&mut self, mark: Mark) {
         let whole = mark.seen_bytes == mark.kept as u64 && mark.kept > 0 && mark.kept < self.kept.len();
@@ -124,6 +143,11 @@ impl Buffer {
 
     pub(super) fn is_empty(&self) -> bool {
         self.seen_bytes == 0
+    }
+
+    /// Whether nothing more is kept.
+    pub(super) fn is_full(&self) -> bool {
+        self.seen_bytes > self.kept.len() as u64 || self.kept.len() >= self.limit
     }
 
     /// The bytes kept, and how many there were in all.

@@ -50,8 +50,8 @@ pub(super) trait Sink {
     fn string(&mut self, node: NodeId, value: Option<&[u8]>);
     /// A number or literal, as written; `None` when it is too long to be one.
     fn scalar(&mut self, node: NodeId, raw: Option<&[u8]>);
-    /// An object or array begins.
-    fn container(&mut self, node: NodeId);
+    /// An object or array begins, and whether it has nothing in it.
+    fn container(&mut self, node: NodeId, empty: bool);
     /// Text may follow below a key: remember where it stood.
     fn mark(&mut self, node: NodeId);
     /// The key stood in this object before; the last one counts.

@@ -46,6 +46,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let results = pointers(&table, "results");
     let error = pointers(&table, "error");
     let error_when = names_at(&table, "error_when");
+    let error_unless = names_at(&table, "error_unless");
     let end = pointers(&table, "end");
     let end_when = names_at(&table, "end_when");
     let text = pointers(&table, "text");
@@ -77,6 +78,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         results: results?,
         error: error?,
         error_when: error_when?,
+        error_unless: error_unless?,
         end: end?,
         end_when: end_when?,
         text: text?,

@@ -41,7 +41,7 @@ struct Sample {
 
 fn samples() -> Vec<Sample> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/formats");
-    let tables = ["expected.json", "more.json"].map(|table| {
+    let tables = ["expected.json", "more.json", "services.json"].map(|table| {
         let table = std::fs::read_to_string(format!("{directory}/{table}")).unwrap();
         serde_json::from_str::<BTreeMap<String, Value>>(&table).unwrap()
     });

@@ -45,3 +45,8 @@ pub(super) fn openai_prompt(messages: &str) -> RequestConfig {
         ..RequestConfig::default()
     }
 }
+
+/// What a value is where all went well.
+pub(super) fn unless(pointer: &str, values: &[&str]) -> BTreeMap<String, Vec<String>> {
+    when(pointer, values)
+}

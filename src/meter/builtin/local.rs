@@ -1,7 +1,7 @@
 //! The formats of servers that run a model themselves. (vLLM, LM Studio and others speak OpenAI's.)
 
 use super::super::format::{FormatConfig, HeadersConfig, RequestConfig};
-use super::lists::{list, openai_prompt};
+use super::lists::{list, openai_prompt, when};
 
 /// github.com/ollama/ollama/blob/main/docs/api.md. `prompt_eval_count` may be left out when the prompt was cached:
 /// then the input is unknown.
@@ -67,6 +67,41 @@ pub(super) fn text_generation_inference() -> FormatConfig {
         text: list(&["/token/text", "/*/generated_text"]),
         final_text: list(&["/generated_text"]),
         request: RequestConfig { text: list(&["/inputs"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}
+
+/// docs.sglang.io, `/generate`: both counts in every event, up to it, and all the text so far.
+pub(super) fn sglang() -> FormatConfig {
+    FormatConfig {
+        input: list(&["/meta_info/prompt_tokens"]),
+        cached_input: list(&["/meta_info/cached_tokens"]),
+        output: list(&["/meta_info/completion_tokens"]),
+        error: list(&["/error"]),
+        text: list(&["/text"]),
+        request: RequestConfig { text: list(&["/text", "/prompt"]), ..RequestConfig::default() },
+        ..FormatConfig::default()
+    }
+}
+
+/// LM Studio's own API (lmstudio.ai/docs/developer/rest/chat), `/api/v1/chat`: whole, and in the event `chat.end`. Its
+/// `/api/v0` speaks OpenAI's.
+pub(super) fn lm_studio() -> FormatConfig {
+    let under = |name: &str| vec![format!("/stats/{name}"), format!("/result/stats/{name}")];
+    FormatConfig {
+        input: under("input_tokens"),
+        output: under("total_output_tokens"),
+        reasoning: under("reasoning_output_tokens"),
+        model: list(&["/model_instance_id", "/result/model_instance_id"]),
+        error: list(&["/error"]),
+        error_when: when("/type", &["error"]),
+        end_when: when("/type", &["chat.end"]),
+        text: list(&["/output/*/content", "/content", "/result/output/*/content"]),
+        request: RequestConfig {
+            text: list(&["/input", "/input/*/content", "/system_prompt"]),
+            model: list(&["/model"]),
+            ..RequestConfig::default()
+        },
         ..FormatConfig::default()
     }
 }

@@ -46,11 +46,14 @@ fn genuine_streams_end_with_their_last_event_and_not_before() {
         "bedrock_invoke_stream_llama",
         "chat_batch_stream",
         "chat_stream_cut",
+        "chat_ui",
         "gemini_stream",
         "mid_stream_error",
         "openai_responses_cut",
         "perplexity_stream",
+        "ragflow_stream",
         "tgi_stream",
+        "watsonx_stream",
     ];
     assert_eq!(endless, expected);
 }

@@ -55,7 +55,7 @@ fn a_format_of_the_config_can_join_those_that_auto_tells_apart() {
     assert_eq!(joined.format("auto").unwrap().counting, Counting::Model);
     // Not asked for, it does not join.
     let apart = Formats::builtin().with("mine", &config(false)).unwrap();
-    assert_eq!(read(&apart, own), Reading::default());
+    assert_eq!(read(&apart, own).flag, Some("unknown_format"));
 }
 
 #[test]
@@ -84,12 +84,14 @@ fn every_built_in_format_is_there_by_its_name() {
         "anthropic",
         "gemini",
         "cohere",
+        "coze",
+        "dashscope",
         "text",
         "none",
     ] {
         assert!(formats.format(name).is_some(), "{name}");
     }
-    assert!(formats.names().count() >= 22);
+    assert!(formats.names().count() >= 42);
     assert!(formats.format("nothing").is_none());
 }
 
