@@ -193,6 +193,7 @@ impl Answer {
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.form {
             Form::Json => {
+                self.reader.capture.see(bytes);
                 if let Some(gleaner) = &mut self.gleaner {
                     gleaner.feed(bytes);
                 }
@@ -201,8 +202,11 @@ impl Answer {
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
             Form::Frames(frames) => frames.feed(bytes, &mut self.reader),
-            Form::Text => self.reader.capture.plain_text(bytes),
-            Form::Opaque => {}
+            Form::Text => {
+                self.reader.capture.see(bytes);
+                self.reader.capture.plain_text(bytes);
+            }
+            Form::Opaque => self.reader.capture.see(bytes),
             Form::Unknown { head, typed } => {
                 let before = head.len();
                 head.extend_from_slice(&bytes[..bytes.len().min(HEAD - before)]);
@@ -386,6 +390,7 @@ impl Reader {
 impl Documents for Reader {
     #[inline]
     fn data(&mut self, bytes: &[u8]) {
+        self.capture.see(bytes);
         match self.line {
             LineKind::Document => self.document(bytes),
             LineKind::Text => {

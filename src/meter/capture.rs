@@ -87,6 +87,10 @@ pub(super) struct Capture {
     wants_text: bool,
     text_limit: usize,
     reported: bool,
+    /// Something has come that is more than white space.
+    has_body: bool,
+    /// Some document had a place for text.
+    found_text: bool,
     /// The last document had a piece of text.
     last_had_text: bool,
     /// The alternative answer that the last piece belongs to.
@@ -120,6 +124,8 @@ impl Capture {
             wants_text: true,
             text_limit,
             reported: false,
+            has_body: false,
+            found_text: false,
             last_had_text: false,
             choice: None,
             ended: false,
@@ -161,9 +167,16 @@ impl Capture {
         })
     }
 
+    /// Bytes of a document, or of what is none.
+    #[inline]
+    pub(super) fn see(&mut self, bytes: &[u8]) {
+        self.has_body = self.has_body || !bytes.trim_ascii_start().is_empty();
+    }
+
     /// Text that stands in no document.
     pub(super) fn plain_text(&mut self, bytes: &[u8]) {
         self.last_had_text = true;
+        self.found_text = true;
         if self.wants_text {
             self.text.push(bytes);
         }
@@ -220,6 +233,7 @@ impl Capture {
         if let Some(results) = document.results {
             self.results = Some(self.results.unwrap_or(0).saturating_add(results));
         }
+        self.found_text |= document.has_text || document.final_text.is_some();
         if let Some(choice) = document.choice.filter(|_| document.has_text) {
             // Alternative answers come in turns; no token spans two of them.
             if self.choice.replace(choice).is_some_and(|last| last != choice) {
@@ -277,6 +291,8 @@ impl Capture {
             failed: self.failed,
             any_error: self.any_error,
             ended: self.ended,
+            has_body: self.has_body,
+            found_text: self.found_text,
             text,
         }
     }
@@ -295,6 +311,10 @@ pub(super) struct Learnt {
     pub(super) any_error: bool,
     /// The last document said that nothing follows.
     pub(super) ended: bool,
+    /// The body was more than white space.
+    pub(super) has_body: bool,
+    /// There was a place for text.
+    pub(super) found_text: bool,
     pub(super) text: Text,
 }
 

@@ -55,7 +55,7 @@ fn a_format_of_the_config_can_join_those_that_auto_tells_apart() {
     assert_eq!(joined.format("auto").unwrap().counting, Counting::Model);
     // Not asked for, it does not join.
     let apart = Formats::builtin().with("mine", &config(false)).unwrap();
-    assert_eq!(read(&apart, own), Reading::default());
+    assert_eq!(read(&apart, own), Reading { has_body: true, ..Reading::default() });
 }
 
 #[test]
