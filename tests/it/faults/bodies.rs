@@ -219,7 +219,7 @@ async fn fault_25_a_bomb_in_an_answer_passes_unchanged_and_is_charged_its_reserv
 
 #[tokio::test]
 async fn fault_29_hostile_numbers_never_wrap_and_never_block_a_batch() {
-    let hostile = [json!(-5), json!(1e308), json!("12"), json!(u64::MAX)];
+    let hostile = [json!(-5), json!(1e308), json!("twelve"), json!(u64::MAX)];
     for tokens in hostile {
         let body = json!({"batch": [], "aggregated": true, "totalTokens": tokens});
         let (_upstream, database, gateway) = gate_with(move || answer(200).json(&body), "").await;
