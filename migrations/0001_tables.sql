@@ -96,7 +96,7 @@ CREATE INDEX IF NOT EXISTS tenant_usage_realtime_updated
 
 COMMENT ON TABLE tenant_usage_realtime IS 'One row for each metered request; kept for 30 days';
 COMMENT ON COLUMN tenant_usage_realtime.event_timestamp IS 'When the request arrived';
-COMMENT ON COLUMN tenant_usage_realtime.tokens_consumed IS 'Tokens charged; NULL is unknown, which is not zero';
+COMMENT ON COLUMN tenant_usage_realtime.tokens_consumed IS 'Input and output, as reported or counted; of a row that says reserved, what was reserved. Where quotas were charged more, metadata has it (charged_tokens)';
 COMMENT ON COLUMN tenant_usage_realtime.cached_input_tokens IS 'A part of input_tokens, never added on top';
 COMMENT ON COLUMN tenant_usage_realtime.reasoning_tokens IS 'A part of output_tokens, never added on top';
 COMMENT ON COLUMN tenant_usage_realtime.token_source IS 'reserved: charged what was reserved, until an amendment brings the count';

@@ -32,6 +32,15 @@ pub struct AuditHead {
     pub hash: String,
 }
 
+/// What of a route's calls was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Unread {
+    /// The route's path as configured.
+    pub route: String,
+    /// A flag of the meter, such as `unknown_format`; of requests `request_text`, or why one was not read.
+    pub what: &'static str,
+}
+
 /// Everything that `/metrics` shows. Handles are atomics: cheap to bump from anywhere.
 #[derive(Debug)]
 pub struct Metrics {
@@ -89,6 +98,8 @@ pub struct Metrics {
     pub unnamed: Counter,
     /// Answers that could not be metered whole, by `flag`.
     pub unmetered: Family<Label, Counter>,
+    /// Calls charged their reservation because nobody could read them, by `route` and `what`.
+    pub unread: Family<Unread, Counter>,
     /// Answers from a model without a price of its own.
     pub unknown_models: Counter,
     /// Answers with something that is billed and has no price, by `what`: audio tokens, web searches, a tier, …
@@ -224,6 +235,12 @@ impl Metrics {
                 Counter::default(),
             ),
             unmetered: add(r, "unmetered", "Answers not metered whole, by reason", Family::default()),
+            unread: add(
+                r,
+                "unread",
+                "Calls charged their reservation as their tokens could not be read, by route",
+                Family::default(),
+            ),
             unknown_models: add(
                 r,
                 "unknown_models",

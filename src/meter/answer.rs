@@ -183,6 +183,7 @@ impl Answer {
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.form {
             Form::Json => {
+                self.reader.capture.see(bytes);
                 if let Some(gleaner) = &mut self.gleaner {
                     gleaner.feed(bytes);
                 }
@@ -191,9 +192,18 @@ impl Answer {
             Form::Events(events) => events.feed(bytes, &mut self.reader),
             Form::Lines(lines) => lines.feed(bytes, &mut self.reader),
             Form::Frames(frames) => frames.feed(bytes, &mut self.reader),
-            Form::Text => self.reader.capture.plain_text(bytes),
-            Form::Markup(markup) => markup.feed(bytes, &mut |text| self.reader.capture.plain_text(text)),
-            Form::Opaque | Form::Unreadable => self.reader.unread |= !bytes.is_empty(),
+            Form::Text => {
+                self.reader.capture.see(bytes);
+                self.reader.capture.plain_text(bytes);
+            }
+            Form::Markup(markup) => {
+                self.reader.capture.see(bytes);
+                markup.feed(bytes, &mut |text| self.reader.capture.plain_text(text));
+            }
+            Form::Opaque | Form::Unreadable => {
+                self.reader.capture.see(bytes);
+                self.reader.unread |= !bytes.is_empty();
+            }
             Form::Unknown(start) => {
                 if let (taken, Some(form)) = start.look(bytes) {
                     self.begin(form);
@@ -346,6 +356,7 @@ impl Reader {
 impl Documents for Reader {
     #[inline]
     fn data(&mut self, bytes: &[u8]) {
+        self.capture.see(bytes);
         match self.line {
             LineKind::Document => self.document(bytes),
             LineKind::Text => {

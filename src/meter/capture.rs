@@ -99,11 +99,14 @@ pub(super) struct Capture {
     wants_text: bool,
     text_limit: usize,
     reported: bool,
-    /// The last document had a piece of text, and any had, if only an empty one.
+    /// Something has come that is more than white space.
+    has_body: bool,
+    /// Some document had a place for text, if only for an empty one.
+    found_text: bool,
+    /// The last document had a piece of text.
     last_had_text: bool,
     /// The alternative answer that the last piece belongs to.
     choice: Option<u64>,
-    had_text: bool,
     /// The last document said that it is the stream's last.
     ended: bool,
 }
@@ -137,9 +140,10 @@ impl Capture {
             wants_text: true,
             text_limit,
             reported: false,
+            has_body: false,
+            found_text: false,
             last_had_text: false,
             choice: None,
-            had_text: false,
             ended: false,
         }
     }
@@ -206,9 +210,16 @@ impl Capture {
         })
     }
 
+    /// Bytes of a document, or of what is none.
+    #[inline]
+    pub(super) fn see(&mut self, bytes: &[u8]) {
+        self.has_body = self.has_body || !bytes.trim_ascii_start().is_empty();
+    }
+
     /// Text that stands in no document.
     pub(super) fn plain_text(&mut self, bytes: &[u8]) {
         self.last_had_text = true;
+        self.found_text = true;
         if self.wants_text {
             self.text.push(bytes);
         }
@@ -266,6 +277,7 @@ impl Capture {
         if let Some(results) = document.results {
             self.results = Some(self.results.unwrap_or(0).saturating_add(results));
         }
+        self.found_text |= document.has_text || document.final_text.is_some();
         if let Some(choice) = document.choice.filter(|_| document.has_text) {
             // Alternative answers come in turns; no token spans two of them.
             if self.choice.replace(choice).is_some_and(|last| last != choice) {
@@ -295,7 +307,6 @@ impl Capture {
             }
         }
         self.last_had_text = self.document.has_text;
-        self.had_text |= self.document.has_text;
         self.ended = self.document.ended;
         self.document.clear();
         self.document.begin = self.text.mark();
@@ -350,7 +361,8 @@ impl Capture {
             failed_for_sure: self.failed_for_sure,
             any_error: self.any_error,
             ended: self.ended,
-            had_text: self.had_text,
+            has_body: self.has_body,
+            found_text: self.found_text,
             text,
             guessed: false,
             unknown: false,
@@ -374,8 +386,10 @@ pub(super) struct Learnt {
     pub(super) any_error: bool,
     /// The last document said that nothing follows.
     pub(super) ended: bool,
+    /// The body was more than white space.
+    pub(super) has_body: bool,
     /// A text stood where the format has one, if only an empty one.
-    pub(super) had_text: bool,
+    pub(super) found_text: bool,
     pub(super) text: Text,
     /// The text was found by the last resort.
     pub(super) guessed: bool,
@@ -401,12 +415,12 @@ impl Learnt {
         let found = sample.read(text_limit);
         // Where the format has a text, or no text is due, nothing more is looked for but what reads like one.
         let understood = self.results.is_some() || found.vectors || self.resolved.usage.total().is_some();
-        let understood = understood || self.had_text || self.messages.is_some();
+        let understood = understood || self.found_text || self.messages.is_some();
         if self.results.is_some() || (found.empty && !unread) {
         } else if found.failed {
             self.failed = true;
             self.any_error = true;
-        } else if !found.text.is_empty() && !found.prose && !self.had_text {
+        } else if !found.text.is_empty() && !found.prose && !self.found_text {
             self.text = found.text;
             self.guessed = true;
             self.resolved.disbelieve_zeros(true);

@@ -11,8 +11,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
-use super::prompt::Prompt;
-use super::text::Text;
+use super::text::{Prompt, Text};
 use super::tokenizer::{Encoding, With};
 
 /// What is to be counted.

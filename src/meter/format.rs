@@ -374,6 +374,7 @@ pub struct Format {
     /// Everything that is not JSON is text.
     pub(super) plain: bool,
     tokens: bool,
+    embeds: bool,
 }
 
 type Pointers<A> = Vec<(Vec<String>, A)>;
@@ -498,6 +499,10 @@ impl FormatConfig {
     /// The keys of the counts that it has pointers for.
     pub fn reports(&self) -> impl Iterator<Item = &'static str> {
         self.counts().into_iter().filter(|(_, _, pointers)| !pointers.is_empty()).map(|(key, _, _)| key)
+    }
+
+    fn embeds(&self) -> bool {
+        !self.request.embeddings.is_empty() && self.text.is_empty() && self.final_text.is_empty()
     }
 
     fn tells_tokens(&self) -> bool {
@@ -709,6 +714,11 @@ impl Format {
         self.tokens
     }
 
+    /// Whether it is one of embeddings: its requests have texts to embed, and its answers no text.
+    pub fn embeds(&self) -> bool {
+        self.embeds
+    }
+
     pub(super) fn new(name: &str, parts: &[&FormatConfig]) -> Result<Self, FormatError> {
         Self::build(name, parts).map_err(|(key, reason)| FormatError { format: name.to_owned(), key, reason })
     }
@@ -765,6 +775,7 @@ impl Format {
             request: Tree::new(&request).map_err(tree)?,
             plain: parts.is_empty(),
             tokens: parts.is_empty() || parts.iter().any(|part| part.tells_tokens()),
+            embeds: !parts.is_empty() && parts.iter().all(|part| part.embeds()),
         })
     }
 }

@@ -15,8 +15,8 @@ use super::image::Image;
 use super::key::Key;
 use super::last_resort;
 use super::pointer::{NodeId, Tree, UNWANTED};
-use super::prompt::{CALL, CALLS_TOGETHER, NAME, Prompt, WORDS_AND_CALLS};
-use super::text::{Buffer, Mark, Text};
+use super::prompt::{CALL, CALLS_TOGETHER, NAME, WORDS_AND_CALLS};
+use super::text::{Buffer, Mark, Prompt, Text};
 
 /// What a metered request's body says, read once.
 #[derive(Clone, Debug, Default, PartialEq)]

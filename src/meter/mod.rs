@@ -58,8 +58,8 @@ pub use formats::Formats;
 pub use glean::{Pointers, glean};
 pub use inspect::{Inspected, NotJson};
 pub use pointer::PointerError;
-pub use prompt::Prompt;
-pub use text::{Cut, Text};
+
+pub use text::{Cut, Prompt, Text};
 pub use tokenizer::{Counting, Encoding, With};
 pub use usage::Merge;
 
@@ -103,6 +103,7 @@ pub fn inspect(
 pub struct Meter {
     body: Body,
     error_status: bool,
+    has_bytes: bool,
 }
 
 /// What the meter made of an answer.
@@ -118,6 +119,8 @@ pub struct Reading {
     pub model: Option<String>,
     /// Its text, for counting; empty where usage was reported.
     pub text: Text,
+    /// There was a place for text, though it may have been empty.
+    pub found_text: bool,
     /// The text was found by the last resort, under keys that commonly hold text: no rule of the format names its place.
     pub guessed: bool,
     /// The names of the keys of an answer in which nothing was found, no values, bounded: what a rule is written from.
@@ -139,8 +142,11 @@ pub struct Reading {
     pub ended: bool,
     /// An error event stood in a stream under a 200, or an error in the body of an answer with an error's status.
     pub error_event: bool,
-    /// The answer as a whole says that it failed.
+    /// The answer says that it failed, and nothing in it says otherwise. Of a stream, or of an answer that has text or
+    /// tokens as well, see what it has.
     pub failed: bool,
+    /// The body is more than white space: there was something to be understood.
+    pub has_body: bool,
 }
 
 impl Meter {
@@ -154,7 +160,11 @@ impl Meter {
     ) -> Self {
         let Config { max_text_bytes, max_call_tokens, .. } = *config;
         let answer = Answer::new(format, max_text_bytes, max_call_tokens, status, content_type);
-        Self { body: Body::new(Box::new(answer), content_encoding), error_status: status >= 400 }
+        Self {
+            body: Body::new(Box::new(answer), content_encoding),
+            error_status: status >= 400,
+            has_bytes: false,
+        }
     }
 
     /// Also takes the values at `pointers`, where the answer is one JSON text. To be asked before the first bytes.
@@ -208,6 +218,7 @@ impl Meter {
     /// Looks at the next bytes of the body.
     #[inline]
     pub fn observe(&mut self, chunk: &[u8]) {
+        self.has_bytes |= !chunk.is_empty();
         self.body.observe(chunk);
     }
 
@@ -221,11 +232,21 @@ impl Meter {
         if let Some(trouble) = encoding_trouble {
             // Of a body that could not be read to its end the last count may be missing: none is better. How far it
             // was read depends on how it came, so that only its type tells what it was.
-            let flag = Some(trouble.as_str());
-            return Reading { flag, gleaned, streamed: typed_stream, ..Reading::default() };
+            // An empty body is not in any coding, whatever its head says.
+            let flag = self.has_bytes.then_some(trouble.as_str());
+            let has_body = self.has_bytes;
+            return Reading { flag, gleaned, streamed: typed_stream, has_body, ..Reading::default() };
         }
+        let has_body = learnt.has_body;
+        let failed = learnt.failed || (learnt.any_error && !learnt.has_content());
         if self.error_status {
-            return Reading { error_event: learnt.any_error, gleaned, streamed, ..Reading::default() };
+            return Reading {
+                error_event: learnt.any_error,
+                gleaned,
+                streamed,
+                has_body,
+                ..Reading::default()
+            };
         }
         Reading {
             usage: learnt.resolved.usage,
@@ -233,6 +254,7 @@ impl Meter {
             billing: learnt.resolved.billing,
             model: learnt.model,
             text: learnt.text,
+            found_text: learnt.found_text,
             guessed: learnt.guessed,
             shape: learnt.shape,
             messages: learnt.messages,
@@ -242,7 +264,8 @@ impl Meter {
             streamed,
             ended: streamed && learnt.ended,
             error_event: streamed && learnt.failed,
-            failed: !streamed && learnt.failed,
+            failed,
+            has_body,
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use super::text::Text;
+use super::text::Prompt;
 use super::tools;
 
 /// Three for each message, and one for its role's name.
@@ -26,23 +26,6 @@ pub(super) const CALLS_TOGETHER: u64 = 13;
 pub(super) const WORDS_AND_CALLS: u64 = 4;
 /// Headings above the rendered tools.
 const TOOLS: u64 = 5;
-
-/// What a prompt holds beside the words of its messages.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Prompt {
-    /// Messages that have a role.
-    pub messages: u64,
-    /// Whether one of them is the system's.
-    pub system: bool,
-    /// Names, and the calls of tools in earlier answers.
-    pub aside: Text,
-    /// The tools, as the request has them: JSON; one definition, or a list of them, a line.
-    pub tools: String,
-    /// Tokens that are not text: images, texts that came as ids.
-    pub tokens: u64,
-    /// Whether some of [`Prompt::tokens`] are a guess, such as those of an image whose size nobody knows.
-    pub estimated: bool,
-}
 
 impl Prompt {
     /// Whether there is nothing of all this.

@@ -1,7 +1,5 @@
 //! Text that is kept to be counted: bounded, and forgotten as soon as it has been.
 
-use super::prompt::Prompt;
-
 /// Text kept for counting: what was kept, and how many bytes there were in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text {
@@ -26,6 +24,23 @@ pub struct Cut {
 
 /// More parts than this are counted as one.
 const MAX_CUTS: usize = 4096;
+
+/// What a prompt holds beside the words of its messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Messages that have a role.
+    pub messages: u64,
+    /// Whether one of them is the system's.
+    pub system: bool,
+    /// Names, and the calls of tools in earlier answers.
+    pub aside: Text,
+    /// The tools, as the request has them: JSON; one definition, or a list of them, a line.
+    pub tools: String,
+    /// Tokens that are not text: images, texts that came as ids.
+    pub tokens: u64,
+    /// Whether some of [`Prompt::tokens`] are a guess, such as those of an image whose size nobody knows.
+    pub estimated: bool,
+}
 
 impl Text {
     /// The whole of `text`, nothing left out.

@@ -15,6 +15,14 @@ use super::tokens::{TokenSource, TokenUsage};
 /// where the event does not tell by itself.
 pub const ASKED: &str = "asked";
 
+/// The name in a usage event's metadata of the tokens that its quotas were charged, where they are more than
+/// [`UsageEvent::tokens_consumed`]: a client that leaves is charged at least what was reserved.
+pub const CHARGED_TOKENS: &str = "charged_tokens";
+
+/// The name in a usage event's metadata of what a quota of cost was charged beyond [`UsageEvent::cost_nanousd`], in
+/// nano-dollars.
+pub const FLOOR_COST: &str = "floor_cost_nanousd";
+
 /// What kind of call was metered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -125,7 +133,8 @@ pub struct UsageEvent {
     pub chat_session_id: Option<String>,
     /// Tokens by class.
     pub usage: TokenUsage,
-    /// Tokens charged; `None` is unknown.
+    /// Tokens in and out, as reported or counted; what was reserved, where they are not known. `None`, in events of older
+    /// versions, is unknown. Its quotas may have been charged more: see [`UsageEvent::charged_tokens`].
     pub tokens_consumed: Option<u64>,
     /// How the tokens came to be known.
     pub token_source: TokenSource,
@@ -151,6 +160,14 @@ pub struct UsageEvent {
     /// The run of the replica whose leases pay for it; 0 where there are none.
     #[serde(default)]
     pub lease_run: u64,
+}
+
+impl UsageEvent {
+    /// The tokens that its quotas are charged: those of the row, or a floor that is above them.
+    pub fn charged_tokens(&self) -> u64 {
+        let floor = self.metadata.get(CHARGED_TOKENS).and_then(Value::as_u64);
+        floor.or(self.tokens_consumed).unwrap_or(0)
+    }
 }
 
 /// Corrects a usage event whose tokens became known after it was recorded. Applied once: only to a row that

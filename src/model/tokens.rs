@@ -38,11 +38,11 @@ impl TokenUsage {
 pub enum TokenSource {
     /// The upstream's answer says so.
     Reported,
-    /// The answer was cut short: what was reported or counted up to there, and at least one message's reservation.
+    /// The answer was cut short: what was reported or counted up to there.
     Partial,
     /// Counted here, from the text of question and answer.
     Counted,
-    /// Not known (yet): charged what was reserved. An amendment may follow.
+    /// Not known, or not yet: what was reserved, or what is known if that is more. An amendment may follow.
     Reserved,
     /// No tokens are charged: refused, failed, or nothing to count.
     None,

@@ -1,9 +1,16 @@
 //! What an exchange is charged: pure rules over what happened.
+//!
+//! 1. Unknown is never free: where an answer has a body that was not understood, or a request has text that was not
+//!    found and the answer does not report its input, the exchange is charged its reservation, or what is known of it
+//!    if that is more.
+//! 2. A row holds what was reported or counted, and its tokens are their sum. A floor is charged to the quota alone:
+//!    an invoice is never held against it.
+//! 3. The charge is never less than the tokens of the row.
 
-use crate::meter::Counted;
-use crate::meter::Reading;
+use percent_encoding::percent_decode_str;
+
+use crate::meter::{Counted, Reading, Text, split_total};
 use crate::model::event::Outcome;
-use crate::model::quota::Amounts;
 use crate::model::tokens::{TokenSource, TokenUsage};
 
 /// What happened, as far as it decides the charge.
@@ -17,102 +24,188 @@ pub(crate) struct Facts<'a> {
     pub(crate) whole: bool,
     /// Whether the request has text that can be counted.
     pub(crate) request_text: bool,
+    /// Whether the request has something that may be text and was not found or not read.
+    pub(crate) request_unread: bool,
+    /// Whether answers of this kind have text. Embeddings, searches and the like have none.
+    pub(crate) expects_text: bool,
 }
 
 /// Where the number of tokens comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Basis {
-    /// No tokens: the upstream refused or failed before it said anything.
+    /// No tokens: the upstream refused or failed before it said anything, or there is nothing to count.
     Free,
     /// The answer reports them.
     Reported(TokenSource),
     /// The text must be counted; the source is what the row will say.
     Text(TokenSource),
-    /// Nothing is known; a client that left is charged one message's reservation.
+    /// Not known: charged what was reserved, or what is known if that is more.
     Reserved,
-    /// Nothing is known and nothing can be: recorded as unknown.
-    Unknown,
 }
 
-/// Whether the upstream served the call: then its messages count. A redirect or an error gives them back.
-pub(crate) fn is_served(outcome: Outcome, status: Option<u16>) -> bool {
+/// What could not be understood of an exchange, though there was something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unread {
+    pub(crate) request: bool,
+    pub(crate) answer: bool,
+}
+
+impl Unread {
+    pub(crate) fn any(self) -> bool {
+        self.request || self.answer
+    }
+}
+
+/// Whether the upstream served the call: then its messages count. A redirect, an error, and a failure under a 200
+/// give them back.
+pub(crate) fn is_served(outcome: Outcome, status: Option<u16>, reading: &Reading) -> bool {
     match status {
-        Some(status) => status < 300,
+        Some(status) => status < 300 && !is_failure(reading),
         // It left before an answer; the upstream was at work on it.
         None => outcome == Outcome::ClientAborted,
     }
 }
 
+/// Whether an answer says that it failed and has nothing else: no tokens, and no text at a place that a rule names. One
+/// that has both (a batch of which one message failed, a reply with a warning beside it) is charged for what it has.
+pub(crate) fn is_failure(reading: &Reading) -> bool {
+    let said = reading.text.seen_bytes > 0 && !reading.guessed;
+    reading.failed && !said && reading.usage.total().unwrap_or(0) == 0
+}
+
+/// Whether a call only asks how many tokens a text has, by the last segment of its path. It is a call and uses none.
+///
+/// Gemini's and Vertex AI's `:countTokens` (ai.google.dev/api/tokens), `:computeTokens`; Anthropic's
+/// `/v1/messages/count_tokens` (docs.anthropic.com/en/api/messages-count-tokens) and `count-tokens:rawPredict` on Vertex;
+/// Bedrock's `/model/{id}/count-tokens`; OpenAI's `/v1/responses/input_tokens`; `/tokenize` and `/detokenize` of vLLM,
+/// llama.cpp, TGI and Cohere; xAI's `/v1/tokenize-text`.
+pub(crate) fn only_counts(path: &str) -> bool {
+    const NAMES: [&str; 7] = [
+        "counttokens",
+        "computetokens",
+        "inputtokens",
+        "tokenize",
+        "detokenize",
+        "tokenizetext",
+        "estimatetokencount",
+    ];
+    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    // Longer than any name: not worth decoding.
+    if last.len() > 512 {
+        return false;
+    }
+    let last = percent_decode_str(last).decode_utf8_lossy();
+    last.split(':').any(|verb| {
+        let plain = |c: &char| !matches!(c, '_' | '-');
+        NAMES.iter().any(|name| verb.chars().filter(plain).map(|c| c.to_ascii_lowercase()).eq(name.chars()))
+    })
+}
+
+/// What was not understood of a call that was served.
+///
+/// A flag of the meter says that the answer could not be read (a coding, a bomb). Without one it is not understood when
+/// it came whole, has bytes, and neither tokens nor text nor results were found in it.
+pub(crate) fn unread(facts: &Facts<'_>) -> Unread {
+    let reading = facts.reading;
+    let usage = &reading.usage;
+    let understood = usage.total().is_some()
+        || (reading.found_text && reading.flag != Some(UNKNOWN_FORMAT))
+        || reading.text.seen_bytes > 0
+        || reading.results.is_some()
+        || reading.billing.rerank_units.is_some();
+    let nothing_to_find = !facts.expects_text && facts.request_text;
+    let unreadable = reading.flag.is_some_and(|flag| flag != UNKNOWN_FORMAT);
+    let answer = reading.has_body && !understood && (unreadable || (facts.whole && !nothing_to_find));
+    let request = facts.request_unread && usage.input.is_none() && usage.total.is_none();
+    Unread { request, answer }
+}
+
+/// The meter's flag of an answer whose format nobody knows.
+pub(crate) const UNKNOWN_FORMAT: &str = "unknown_format";
+
 /// Decides where the number of tokens comes from.
 ///
 /// A whole answer is charged what it reports, else what its text counts. A broken one is charged what was seen of
-/// it. A client that leaves early is charged no less than one message's reservation, so hanging up is never free.
+/// it. What was not understood is charged its reservation.
 pub(crate) fn basis(facts: &Facts<'_>) -> Basis {
-    let Facts { outcome, status, reading, whole, request_text } = facts;
-    if *outcome == Outcome::Refused || !is_served(*outcome, *status) {
+    let Facts { outcome, status, reading, whole, request_text, .. } = facts;
+    if *outcome == Outcome::Refused || !is_served(*outcome, *status, reading) {
         return Basis::Free;
+    }
+    if unread(facts).any() {
+        return Basis::Reserved;
     }
     // One side alone (Ollama leaves out a cached prompt) is no total: the other is counted where there is text for it.
     // Where there is none (an embedding has no output) there is nothing more to know.
     let usage = &reading.usage;
+    let answer_text = reading.text.seen_bytes > 0;
     let all_known = usage.total.is_some() || (usage.input.is_some() && usage.output.is_some());
-    let to_count =
-        (usage.input.is_none() && *request_text) || (usage.output.is_none() && reading.text.seen_bytes > 0);
+    let to_count = (usage.input.is_none() && *request_text) || (usage.output.is_none() && answer_text);
     if all_known || (usage.total().is_some() && !to_count) {
         return Basis::Reported(if *whole { TokenSource::Reported } else { TokenSource::Partial });
     }
-    // An answer that could not be read has no text, however much it said.
-    let unreadable = reading.flag.is_some() && reading.text.seen_bytes == 0;
-    let countable = !unreadable && (reading.text.seen_bytes > 0 || (*request_text && status.is_some()));
-    if countable {
+    if answer_text || (*request_text && status.is_some()) {
         return Basis::Text(if *whole { TokenSource::Counted } else { TokenSource::Partial });
     }
-    if *outcome == Outcome::ClientAborted { Basis::Reserved } else { Basis::Unknown }
+    // It left before anything was seen, or the answer broke off before anything of it could be understood.
+    let cut_short = !whole && (*outcome == Outcome::ClientAborted || reading.has_body);
+    if cut_short { Basis::Reserved } else { Basis::Free }
+}
+
+/// What the number of tokens is made of.
+#[derive(Debug)]
+pub(crate) struct Known<'a> {
+    pub(crate) outcome: Outcome,
+    pub(crate) reading: &'a Reading,
+    /// The request's text, where it was not handed to the counter.
+    pub(crate) request: &'a Text,
+    /// The count, where there is one.
+    pub(crate) counted: Option<&'a Counted>,
+    /// Tokens held by the reservation now: it may have grown.
+    pub(crate) held: u64,
+    /// Tokens reserved at admission, for all messages: what a client that leaves is charged at least.
+    pub(crate) floor: u64,
+    /// Whether the request has text that can be counted.
+    pub(crate) request_text: bool,
+    /// Whether answers of this kind have text.
+    pub(crate) expects_text: bool,
 }
 
 /// Tokens with their source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Priced {
     pub(crate) usage: TokenUsage,
-    /// Charged; `None` is unknown.
-    pub(crate) tokens: Option<u64>,
+    /// Of the row.
+    pub(crate) tokens: u64,
     pub(crate) source: TokenSource,
+    /// What the quota is charged: more than `tokens` where there is a floor.
+    pub(crate) charged: u64,
+    /// The sides are estimated: only their sum was reported.
+    pub(crate) split: bool,
 }
 
-/// The number of tokens to charge. Where a count is needed and not there (yet), it is what was reserved.
-pub(crate) fn price(
-    basis: &Basis,
-    outcome: Outcome,
-    reading: &Reading,
-    counted: Option<&Counted>,
-    reserved: Amounts,
-    floor: u64,
-) -> Priced {
-    let least = if outcome == Outcome::ClientAborted { floor } else { 0 };
-    match (basis, counted) {
-        (Basis::Free, _) => {
-            Priced { usage: TokenUsage::default(), tokens: Some(0), source: TokenSource::None }
-        }
-        (Basis::Unknown, _) => {
-            Priced { usage: TokenUsage::default(), tokens: None, source: TokenSource::None }
-        }
-        (Basis::Reserved, _) => {
-            Priced { usage: TokenUsage::default(), tokens: Some(least), source: TokenSource::Reserved }
-        }
+/// The number of tokens of the row and of the charge. Where a count is needed and not there (yet), it is what is held.
+pub(crate) fn price(basis: Basis, known: &Known<'_>) -> Priced {
+    let reading = known.reading;
+    let floor = if known.outcome == Outcome::ClientAborted { known.floor } else { 0 };
+    let of = |usage: TokenUsage, source| {
+        let tokens = usage.total().unwrap_or(0);
+        Priced { usage, tokens, source, charged: tokens.max(floor), split: false }
+    };
+    let reserved = |usage: TokenUsage, least: u64| {
+        let tokens = usage.total().unwrap_or(0).max(least);
+        Priced { usage, tokens, source: TokenSource::Reserved, charged: tokens, split: false }
+    };
+    match (basis, known.counted) {
+        (Basis::Free, _) => Priced { charged: 0, ..of(TokenUsage::default(), TokenSource::None) },
+        (Basis::Reserved, counted) => reserved(sides_of(known, counted), known.floor),
         (Basis::Reported(source), _) => {
-            let tokens = reading.usage.total().map(|total| total.max(least));
-            Priced { usage: reading.usage, tokens, source: *source }
+            let (usage, split) = in_sides(known);
+            Priced { split, ..of(usage, source) }
         }
-        (Basis::Text(source), Some(counted)) => {
-            let usage = usage_of(&reading.usage, counted);
-            Priced { usage, tokens: usage.total().map(|total| total.max(least)), source: *source }
-        }
+        (Basis::Text(source), Some(counted)) => of(usage_of(&reading.usage, counted), source),
         // At least one, so that there is a charge for the amendment to correct.
-        (Basis::Text(_), None) => Priced {
-            usage: TokenUsage::default(),
-            tokens: Some(reserved.tokens.max(1)),
-            source: TokenSource::Reserved,
-        },
+        (Basis::Text(_), None) => reserved(TokenUsage::default(), known.held.max(floor).max(1)),
     }
 }
 
@@ -122,81 +215,38 @@ pub(crate) fn usage_of(reported: &TokenUsage, counted: &Counted) -> TokenUsage {
     TokenUsage { input, output, ..*reported }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::meter::Text;
-
-    fn facts(outcome: Outcome, status: Option<u16>, reading: &Reading) -> Basis {
-        let whole = outcome == Outcome::Completed;
-        basis(&Facts { outcome, status, reading, whole, request_text: true })
-    }
-
-    fn reported(total: u64) -> Reading {
-        Reading { usage: TokenUsage { total: Some(total), ..TokenUsage::default() }, ..Reading::default() }
-    }
-
-    fn text() -> Reading {
-        Reading { text: Text::whole("hello"), ..Reading::default() }
-    }
-
-    #[test]
-    fn a_whole_answer_is_charged_what_it_reports_else_what_its_text_counts() {
-        assert_eq!(
-            facts(Outcome::Completed, Some(200), &reported(5)),
-            Basis::Reported(TokenSource::Reported)
-        );
-        assert_eq!(facts(Outcome::Completed, Some(200), &text()), Basis::Text(TokenSource::Counted));
-    }
-
-    #[test]
-    fn an_embedding_that_reports_its_input_alone_has_reported_all() {
-        let side = |input, output| Reading {
-            usage: TokenUsage { input, output, ..TokenUsage::default() },
-            ..Reading::default()
-        };
-        let reported = Basis::Reported(TokenSource::Reported);
-        assert_eq!(facts(Outcome::Completed, Some(200), &side(Some(2), None)), reported);
-        let counted = Basis::Text(TokenSource::Counted);
-        assert_eq!(facts(Outcome::Completed, Some(200), &side(None, Some(5))), counted);
-    }
-
-    #[test]
-    fn fault_49_an_upstream_error_gives_tokens_and_messages_back() {
-        for status in [301, 400, 429, 500, 503] {
-            assert_eq!(facts(Outcome::Completed, Some(status), &reported(5)), Basis::Free);
-            assert!(!is_served(Outcome::Completed, Some(status)));
-        }
-    }
-
-    #[test]
-    fn an_answer_that_could_not_be_read_is_unknown_and_not_zero() {
-        let bomb = Reading { flag: Some("bomb"), ..Reading::default() };
-        assert_eq!(facts(Outcome::Completed, Some(200), &bomb), Basis::Unknown);
-        let priced = price(&Basis::Unknown, Outcome::Completed, &bomb, None, Amounts::default(), 150);
-        assert_eq!((priced.tokens, priced.source), (None, TokenSource::None));
-    }
-
-    #[test]
-    fn hanging_up_early_is_never_free() {
-        let nothing = Reading::default();
-        let before_the_answer = facts(Outcome::ClientAborted, None, &nothing);
-        assert_eq!(before_the_answer, Basis::Reserved);
-        let reserved = Amounts { tokens: 450, ..Amounts::default() };
-        let charge = |basis: &Basis, reading: &Reading, counted: Option<&Counted>| {
-            price(basis, Outcome::ClientAborted, reading, counted, reserved, 150).tokens
-        };
-        assert_eq!(charge(&before_the_answer, &nothing, None), Some(150));
-        let counted = Counted { input: 3, output: 4, ..Counted::default() };
-        assert_eq!(charge(&Basis::Text(TokenSource::Partial), &text(), Some(&counted)), Some(150));
-        assert_eq!(charge(&Basis::Reported(TokenSource::Partial), &reported(900), None), Some(900));
-    }
-
-    #[test]
-    fn until_a_count_is_there_what_was_reserved_is_charged() {
-        let reserved = Amounts { tokens: 150, ..Amounts::default() };
-        let priced =
-            price(&Basis::Text(TokenSource::Counted), Outcome::Completed, &text(), None, reserved, 150);
-        assert_eq!((priced.tokens, priced.source), (Some(150), TokenSource::Reserved));
-    }
+/// The same for the sides that have text; the other stays unknown.
+fn sides_of(known: &Known<'_>, counted: Option<&Counted>) -> TokenUsage {
+    let reported = &known.reading.usage;
+    let answer_text = known.reading.text.seen_bytes > 0;
+    let input = reported.input.or(counted.filter(|_| known.request_text).map(|counted| counted.input));
+    let output = reported.output.or(counted.filter(|_| answer_text).map(|counted| counted.output));
+    TokenUsage { input, output, ..*reported }
 }
+
+/// The sides of what was reported. Where only the sum of them was, it is split by the text of both; `true` then. The sum
+/// stays what it is, and no side is less than its parts.
+fn in_sides(known: &Known<'_>) -> (TokenUsage, bool) {
+    let usage = known.reading.usage;
+    let Some(total) = usage.total else { return (usage, false) };
+    if usage.input.is_some() && usage.output.is_some() {
+        return (usage, false);
+    }
+    let (input, output, estimated) = match (usage.input, usage.output) {
+        (Some(input), _) => (input, total.saturating_sub(input), true),
+        (None, Some(output)) => (total.saturating_sub(output), output, true),
+        // An embedding's sum is its input.
+        (None, None) if !known.expects_text && known.reading.text.is_empty() => (total, 0, false),
+        (None, None) => {
+            let (input, _) = split_total(total, known.request, &known.reading.text);
+            let parts = usage.cached_input.unwrap_or(0).saturating_add(usage.cache_write_input.unwrap_or(0));
+            let most = total.saturating_sub(usage.reasoning.unwrap_or(0));
+            let input = input.min(most).max(parts.min(total));
+            (input, total - input, true)
+        }
+    };
+    (TokenUsage { input: Some(input), output: Some(output), total: None, ..usage }, estimated)
+}
+
+#[cfg(test)]
+mod tests;

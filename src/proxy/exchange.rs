@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::audit::{self, Trail};
 use super::body::{Body, ClientFault, RequestBody};
+use super::charging;
 use super::config::Enforce;
 use super::core::{Core, Policy};
 use super::departure::Departure;
@@ -67,7 +68,7 @@ impl Exchange<'_> {
             Tenancy::InAnswer => None,
         };
 
-        let subject = self.subject(&head, tenancy, inspected.unwrap_or_default(), &read);
+        let subject = self.subject(&head, tenancy, inspected, &read);
         let mut settlement = Settlement::open(
             self.core.clone(),
             self.hub.clone(),
@@ -197,7 +198,13 @@ impl Exchange<'_> {
         rejection.failure()
     }
 
-    fn subject(&mut self, head: &Parts, tenancy: Tenancy, inspected: Inspected, read: &ReadBody) -> Subject {
+    fn subject(
+        &mut self,
+        head: &Parts,
+        tenancy: Tenancy,
+        inspected: Option<Inspected>,
+        read: &ReadBody,
+    ) -> Subject {
         let (tenant, provisional, bearer) = match tenancy {
             Tenancy::Known(Identity { tenant, provisional, bearer }) => (Some(tenant), provisional, bearer),
             Tenancy::InAnswer => (None, false, None),
@@ -206,6 +213,8 @@ impl Exchange<'_> {
             (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
             _ => Vec::new(),
         };
+        let not_json = inspected.is_none() && read.plain.as_ref().is_some_and(|plain| !plain.is_empty());
+        let inspected = inspected.unwrap_or_default();
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         Subject {
@@ -215,7 +224,8 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values,
             content_length,
-            unread: read.unread,
+            unread: read.unread.or(not_json.then_some("not_json")),
+            only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),
             request_id: self.id.to_str().unwrap_or_default().to_owned(),

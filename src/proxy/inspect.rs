@@ -27,7 +27,7 @@ pub(crate) struct ReadBody {
     /// All of it as one piece, decoded; shares the frame's memory when there was one frame and no encoding. `None` where
     /// it is not to be read, or can't be.
     pub(crate) plain: Option<Bytes>,
-    /// Why it was not read, where it should have been.
+    /// Why it was not read, where there is one.
     pub(crate) unread: Option<&'static str>,
 }
 
@@ -47,8 +47,9 @@ pub(crate) async fn read(
             if let Some(limit) = max_bytes.filter(|limit| body.size_hint().lower() > *limit) {
                 return Err(Failure::BodyTooLarge { limit: usize::try_from(limit).unwrap_or(usize::MAX) });
             }
+            let unread = (!body.is_end_stream()).then_some("opaque");
             let (forward, fault) = RequestBody::rest(VecDeque::new(), body, idle, max_bytes);
-            Ok(ReadBody { forward, fault, plain: None, unread: None })
+            Ok(ReadBody { forward, fault, plain: None, unread })
         }
     }
 }

@@ -31,6 +31,7 @@ mod identify;
 mod inspect;
 mod listener;
 mod model_name;
+mod notice;
 mod passing;
 mod pattern;
 mod pause;

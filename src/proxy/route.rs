@@ -13,6 +13,7 @@ use super::audit;
 use super::config::{IdentifyConfig, PathMatch, RouteConfig, SourceConfig};
 use super::identify::{Rejection, Rules};
 use super::model_name::ModelRules;
+use super::notice::Notice;
 use super::pattern::{Piece, pieces};
 use crate::meter::{Format, Formats};
 
@@ -25,6 +26,8 @@ pub(crate) struct Route {
     pub(crate) sources: Arc<Rules>,
     pub(crate) audit: audit::Rules,
     pub(crate) model: ModelRules,
+    /// That its calls can't be read.
+    pub(crate) unread: Notice,
 }
 
 impl Route {
@@ -46,7 +49,7 @@ impl Route {
         });
         let audit = audit::Rules::new(&config.audit, &segments, tenant)?;
         let model = ModelRules::new(config)?;
-        Ok(Self { config: config.clone(), format, sources, audit, model })
+        Ok(Self { config: config.clone(), format, sources, audit, model, unread: Notice::new() })
     }
 
     /// Whether a request that can't be given a tenant passes unmetered.

@@ -11,7 +11,7 @@
 //! 5. No message text leaves this module: it is counted and dropped.
 //!
 //! Here is the life of an open account (`account`); `closing` counts, charges and makes the records, `event` the row
-//! among them, and `late` amends it; `limit` holds a stream against what its tenant has left; `asked` keeps what a row does
+//! among them, and `late` amends it; `unread` tells what could not be understood; `limit` holds a stream against what its tenant has left; `asked` keeps what a row does
 //! not tell by itself of what its exchange asked for.
 
 use std::sync::Arc;
@@ -23,15 +23,15 @@ use smallvec::smallvec;
 use uuid::Uuid;
 
 use super::audit::{self, End};
-use super::config::{DrainConfig, Enforce};
+use super::config::{BodyConfig, DrainConfig, Enforce};
 use super::core::{Core, Policy};
 use super::departure::Departure;
 use super::drain::Drained;
 use super::failure::Failure;
 use super::route::Route;
-use crate::meter::{Inspected, Meter, StreamKind};
+use crate::meter::{Meter, StreamKind};
 use crate::model::billing::Billing;
-use crate::model::event::{EventType, Outcome, Record};
+use crate::model::event::{Outcome, Record};
 use crate::model::quota::Amounts;
 use crate::model::tokens::TokenUsage;
 use crate::quota::{Denial, Entitlement, Refusal, Reservation};
@@ -48,6 +48,7 @@ mod intent;
 mod late;
 mod limit;
 mod soft;
+mod unread;
 
 /// How long the end of an answer waits for the journal before it is released all the same: no fault of recording is
 /// ever felt by a caller, not even a disk that hangs.
@@ -75,7 +76,10 @@ impl Settlement {
         if subject.provisional {
             metadata.insert("provisional_tenant".into(), json!(true));
         }
-        if let Some(why) = subject.unread {
+        // Where no tokens are counted, nobody misses what an opaque body says.
+        let opaque = matches!(route.config.body, BodyConfig::Opaque { .. });
+        let unread = subject.unread.filter(|_| !opaque || route.format.has_tokens());
+        if let Some(why) = unread {
             metadata.insert("request_unread".into(), json!(why));
         }
         let open = Open {
@@ -113,7 +117,7 @@ impl Settlement {
         let model = open.priced_as(None);
         let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
-        let mut amounts = expected(config.event, config.reserve_tokens, &open.subject.inspected);
+        let mut amounts = open.expected();
         // Output is the dearer side.
         let (price, _) = open.policy.prices.price(model.as_deref(), open.arrival.at);
         let tokens = TokenUsage { output: Some(amounts.tokens), ..TokenUsage::default() };
@@ -331,21 +335,6 @@ impl Drop for Settlement {
             }
             _ => drop(core.recorder.record(open.settle(None))),
         }
-    }
-}
-
-/// What an exchange is expected to need.
-fn expected(event: EventType, reserve_tokens: u64, inspected: &Inspected) -> Amounts {
-    let messages = if event == EventType::ChatMessage { inspected.messages.max(1) } else { 0 };
-    let embeddings = if event == EventType::Embedding { inspected.embeddings.max(1) } else { 0 };
-    let pieces = messages.max(embeddings).max(1);
-    Amounts {
-        tokens: reserve_tokens.saturating_mul(pieces),
-        api_calls: 1,
-        chat_messages: messages,
-        embeddings,
-        cost_nanousd: 0,
-        concurrent: 1,
     }
 }
 

@@ -20,11 +20,13 @@ WITH state AS (
 ), sums AS (
     SELECT e.tenant_id, c.dimension, c.window_start,
         sum(CASE split_part(c.dimension, '_per_', 1)
-            WHEN 'tokens' THEN coalesce(e.tokens_consumed, 0)
+            -- A floor is charged to the quota alone, and stands beside what the row says was used.
+            WHEN 'tokens' THEN coalesce((e.metadata -> 'charged_tokens')::numeric, e.tokens_consumed, 0)
             WHEN 'api_calls' THEN 1
             WHEN 'chat_messages' THEN e.chat_messages
             WHEN 'embeddings' THEN e.embeddings
             WHEN 'cost_usd' THEN coalesce(e.cost_usd, 0) * 1000000000
+                + coalesce((e.metadata -> 'floor_cost_nanousd')::numeric, 0)
         END) AS charged,
         -- A row's cost has 8 decimals, its counter 9: each row may be off by half a hundred-millionth.
         CASE split_part(c.dimension, '_per_', 1) WHEN 'cost_usd' THEN 5 * count(*) ELSE 0 END AS rounding

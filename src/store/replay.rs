@@ -39,7 +39,7 @@ pub struct Call {
     pub endpoint: String,
     /// Its kind, as written: `chat_message`, …
     pub event: String,
-    /// What it used. Nothing, where it was refused.
+    /// What it used, or its quotas were charged beyond that. Nothing, where it was refused.
     pub used: Amounts,
     /// It was refused, for quota or because quotas could not be checked.
     pub refused: bool,
@@ -136,10 +136,12 @@ fn call(row: &Row) -> Result<Option<Call>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::ASKED;
+    use crate::model::event::{ASKED, CHARGED_TOKENS, FLOOR_COST};
 
     #[test]
     fn the_statement_asks_for_what_events_keep() {
-        assert!(CALLS.contains(&format!("metadata -> '{ASKED}'")));
+        for name in [ASKED, CHARGED_TOKENS, FLOOR_COST] {
+            assert!(CALLS.contains(&format!("metadata -> '{name}'")), "{name}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 -- that left before it was admitted). In the order of the index, read backwards: nothing has to be sorted but what has
 -- the same instant.
 SELECT tenant_id, event_timestamp, api_response_time_ms, api_method, api_endpoint, event_type, chat_messages, embeddings,
-    tokens_consumed, (cost_usd * 1000000000)::bigint, outcome = 'refused', model, metadata -> 'asked'
+    coalesce((metadata -> 'charged_tokens')::bigint, tokens_consumed),
+    (cost_usd * 1000000000)::bigint + coalesce((metadata -> 'floor_cost_nanousd')::bigint, 0), outcome = 'refused', model, metadata -> 'asked'
 FROM tenant_usage_realtime
 WHERE event_timestamp >= $1 AND event_timestamp < $2 AND ($3::text IS NULL OR tenant_id = $3)
     AND metadata -> 'refused_by' IS DISTINCT FROM '"blocked"'

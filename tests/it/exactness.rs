@@ -93,7 +93,8 @@ fn page() -> String {
         let reading = read(&builtin, &sample);
         let ours = reading.usage;
         let (price, known) = settings.prices.price(sample.model.as_deref(), at);
-        let cost = |usage: &TokenUsage| format!("{:.8}", price.cost_nanousd(usage, &reading.billing) as f64 / 1e9);
+        let cost =
+            |usage: &TokenUsage| format!("{:.8}", price.cost_nanousd(usage, &reading.billing) as f64 / 1e9);
         let (by_report, by_us) = (cost(&sample.reported), cost(&ours));
         assert_eq!(by_report, by_us, "{}", sample.name);
         let counted = counted(&silent, &sample);

@@ -26,7 +26,8 @@ async fn cost_counters(database: &Database<'_>) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_limit_of_cost_refuses_by_price_and_speaks_in_dollars() {
-    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(1_000))).await;
+    let usage = json!({"usage": {"prompt_tokens": 1_000, "completion_tokens": 0}});
+    let upstream = Upstream::answering(move |_| answer(200).json(&usage)).await;
     // A message: 150 tokens at 0.60 $/M reserved, 1,000 at 0.15 $/M charged.
     let (database, gateway) = started(&upstream, "[plans.trial]\ncost_usd_per_month = 0.001\n").await;
     let first = gateway.ask(batch("tn_cost", 1)).await;

@@ -6,6 +6,7 @@ mod alerts;
 mod architecture;
 mod browser;
 mod chain;
+mod charging;
 mod config;
 mod demo;
 mod exactness;

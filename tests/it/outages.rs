@@ -90,14 +90,15 @@ async fn json_rows(database: &Database<'_>, query: &str, count: usize) -> Vec<Va
     .await
 }
 
-/// Every counter equals the sum of the events that were charged to it: tokens, messages, and calls but for refusals.
+/// Every counter equals the sum of the events that were charged to it: tokens (a floor where one was charged), messages,
+/// and calls but for refusals.
 async fn counters_equal_events(database: &Database<'_>) {
     let drift = json_rows(
         database,
         "SELECT to_jsonb(d) FROM (
              SELECT tenant_id, dimension, sum(settled)::bigint AS settled,
                  (SELECT coalesce(sum(CASE dimension
-                     WHEN 'tokens_per_day' THEN tokens_consumed
+                     WHEN 'tokens_per_day' THEN coalesce((metadata ->> 'charged_tokens')::bigint, tokens_consumed)
                      WHEN 'chat_messages_per_day' THEN chat_messages
                      WHEN 'api_calls_per_minute' THEN CASE WHEN outcome = 'refused' OR metadata ? 'not_sent' THEN 0 ELSE 1 END
                      ELSE embeddings END), 0)::bigint

@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::meter::{Counted, Inspected, Meter, Reading, StreamKind};
-use crate::model::event::Outcome;
+use crate::model::event::{EventType, Outcome};
+use crate::model::quota::Amounts;
 use crate::model::tenant::TenantId;
 use crate::proxy::audit::{Bearer, Trail};
 use crate::proxy::charging::Basis;
@@ -63,8 +64,10 @@ pub(crate) struct Subject {
     pub(crate) values: Vec<Option<Value>>,
     /// The declared length of the request's body.
     pub(crate) content_length: Option<u64>,
-    /// Why the request's body was not read, where it should have been.
+    /// Why the request's body was not read, where it has one.
     pub(crate) unread: Option<&'static str>,
+    /// It only asks how many tokens a text has.
+    pub(crate) only_counts: bool,
 }
 
 /// The account of an exchange that is not settled.
@@ -117,6 +120,10 @@ pub(super) struct Close {
     pub(super) outcome: Outcome,
     pub(super) reading: Reading,
     pub(super) basis: Basis,
+    /// Whether the request has text that can be counted.
+    pub(super) request_text: bool,
+    /// Of the text that was handed to the counter.
+    pub(super) estimated: Option<Counted>,
 }
 
 impl Open {
@@ -149,9 +156,54 @@ impl Open {
         self.subject.model.name.clone()
     }
 
-    /// What leaving early costs at least: one message's reservation.
+    /// What leaving early costs at least: what was reserved for all its messages.
     pub(super) fn floor(&self) -> u64 {
-        self.route.config.reserve_tokens
+        self.expected().tokens
+    }
+
+    /// What the exchange is expected to need. A call that only counts tokens uses none.
+    pub(super) fn expected(&self) -> Amounts {
+        let config = &self.route.config;
+        let inspected = &self.subject.inspected;
+        let uses_model = self.uses_model();
+        let of = |event| uses_model && config.event == event;
+        let messages = if of(EventType::ChatMessage) { inspected.messages.max(1) } else { 0 };
+        let embeddings = if of(EventType::Embedding) { inspected.embeddings.max(1) } else { 0 };
+        let pieces = messages.max(embeddings).max(1);
+        Amounts {
+            tokens: if uses_model { config.reserve_tokens.saturating_mul(pieces) } else { 0 },
+            api_calls: 1,
+            chat_messages: messages,
+            embeddings,
+            cost_nanousd: 0,
+            concurrent: 1,
+        }
+    }
+
+    /// Whether the call is one that a model answers, and not one that only counts tokens.
+    pub(super) fn uses_model(&self) -> bool {
+        !self.subject.only_counts
+    }
+
+    /// Whether the exchange has anything to do with tokens.
+    pub(super) fn uses_tokens(&self) -> bool {
+        self.uses_model() && self.route.format.has_tokens()
+    }
+
+    pub(super) fn request_has_text(&self) -> bool {
+        !self.subject.inspected.text.is_empty()
+    }
+
+    /// Whether the request has something that may be text and was not found, or was not read at all.
+    pub(super) fn request_is_unread(&self) -> bool {
+        let Subject { inspected, unread, .. } = &self.subject;
+        inspected.text.is_empty() && (inspected.shape.is_some() || unread.is_some())
+    }
+
+    /// Whether answers of this kind have text: not those that embed, search or take in documents.
+    pub(super) fn expects_text(&self) -> bool {
+        let speaks = matches!(self.route.config.event, EventType::ChatMessage | EventType::ApiCall);
+        speaks && !self.route.format.embeds()
     }
 
     pub(super) fn trail(&self) -> Trail<'_> {

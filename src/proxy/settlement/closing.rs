@@ -8,12 +8,13 @@ use tokio::sync::oneshot;
 use super::account::{Close, Open};
 use super::late::{Late, Told};
 use crate::meter::{CountJob, Counted, Meter, Reading, estimate};
-use crate::model::event::{Outcome, Record};
+use crate::model::billing::Billing;
+use crate::model::event::{CHARGED_TOKENS, FLOOR_COST, Outcome, Record};
 use crate::model::price::{Call, PricedBy};
 use crate::model::quota::{Amounts, Charge};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::audit::End;
-use crate::proxy::charging::{self, Basis, Facts, Priced};
+use crate::proxy::charging::{self, Basis, Facts, Known, Priced};
 use crate::quota::Reservation;
 use crate::record::Records;
 use crate::telemetry::bump;
@@ -31,7 +32,8 @@ impl Open {
             outcome = Outcome::Completed;
         }
         // Where the status itself is an error's, the exchange came to its end all the same.
-        let hidden = reading.error_event && self.status.is_some_and(|status| status < 400);
+        let hidden = (reading.error_event || charging::is_failure(&reading))
+            && self.status.is_some_and(|status| status < 400);
         if outcome == Outcome::Completed && hidden {
             outcome = Outcome::UpstreamError;
         }
@@ -41,38 +43,49 @@ impl Open {
         if let Some(results) = reading.results {
             self.metadata.insert("search_result_count".into(), json!(results));
         }
-        if let Some(flag) = reading.flag {
-            bump(&self.core.metrics.unmetered, "flag", flag);
-            self.metadata.insert("meter_flag".into(), json!(flag));
-        }
         let facts = Facts {
             outcome,
             status: self.status,
             reading: &reading,
             whole: outcome == Outcome::Completed || self.read_on,
-            request_text: !self.subject.inspected.text.is_empty(),
+            request_text: self.request_has_text(),
+            request_unread: self.request_is_unread(),
+            expects_text: self.expects_text(),
         };
-        let basis = if self.route.format.has_tokens() { charging::basis(&facts) } else { Basis::Free };
-        if matches!(basis, Basis::Text(_)) {
-            let model = reading.model.as_deref().or(self.subject.model.name.as_deref());
-            let job = CountJob {
-                encoding: self.route.format.counting.encoding(model),
-                request: std::mem::take(&mut self.subject.inspected.text),
-                answer: reading.text.clone(),
-            };
-            match self.core.counter.submit(job) {
-                Ok(counting) => self.counting = Some(counting),
-                Err(job) => {
-                    self.core.metrics.counts_estimated.inc();
-                    self.metadata.insert("estimated".into(), json!(true));
-                    let (sender, receiver) = oneshot::channel();
-                    let (input, output) = (estimate(&job.request), estimate(&job.answer));
-                    let _ = sender.send(Counted { input, output, extrapolated: true, with: None });
-                    self.counting = Some(receiver);
-                }
+        let basis = if self.uses_tokens() { charging::basis(&facts) } else { Basis::Free };
+        let unread =
+            if basis == Basis::Reserved { charging::unread(&facts) } else { charging::Unread::default() };
+        self.note_reading(&reading, basis, unread);
+        let has_text = facts.request_text || reading.text.seen_bytes > 0;
+        let request_text = facts.request_text;
+        let mut estimated = None;
+        if matches!(basis, Basis::Text(_)) || (basis == Basis::Reserved && has_text) {
+            estimated = Some(self.count(&reading));
+        }
+        self.close = Some(Close { outcome, reading, basis, request_text, estimated });
+    }
+
+    /// Hands the text of both sides to the counter. Returns an estimate, for what can't wait for the count.
+    fn count(&mut self, reading: &Reading) -> Counted {
+        let model = reading.model.as_deref().or(self.subject.model.name.as_deref());
+        let job = CountJob {
+            encoding: self.route.format.counting.encoding(model),
+            request: std::mem::take(&mut self.subject.inspected.text),
+            answer: reading.text.clone(),
+        };
+        let (input, output) = (estimate(&job.request), estimate(&job.answer));
+        let estimated = Counted { input, output, extrapolated: true, with: None };
+        match self.core.counter.submit(job) {
+            Ok(counting) => self.counting = Some(counting),
+            Err(_) => {
+                self.core.metrics.counts_estimated.inc();
+                self.metadata.insert("estimated".into(), json!(true));
+                let (sender, receiver) = oneshot::channel();
+                let _ = sender.send(estimated);
+                self.counting = Some(receiver);
             }
         }
-        self.close = Some(Close { outcome, reading, basis });
+        estimated
     }
 
     /// Replaces the reservation by what was used and makes the records. Without a count where one is needed, the
@@ -80,28 +93,30 @@ impl Open {
     pub(super) fn settle(mut self: Box<Self>, counted: Option<Counted>) -> Records {
         let Some(close) = self.close.take() else { return Records::new() };
         let reserved = self.reservation.as_ref().map(Reservation::amounts).unwrap_or_default();
-        let floor = self.floor();
-        let priced =
-            charging::price(&close.basis, close.outcome, &close.reading, counted.as_ref(), reserved, floor);
-        let served = charging::is_served(close.outcome, self.status);
+        let counted = counted.or_else(|| self.instead_of_count(&close));
+        let priced = charging::price(close.basis, &self.known(&close, counted.as_ref(), reserved));
+        let served = charging::is_served(close.outcome, self.status, &close.reading);
         let model = self.priced_as(close.reading.model.as_deref());
-        let tokens = priced.tokens.unwrap_or(0);
+        let Priced { usage, tokens, source, charged, split } = priced;
+        if split {
+            self.metadata.insert("split".into(), json!("estimated"));
+        }
         let billing = close.reading.billing;
         self.note_billing(&close.reading);
         let call = Call {
             model: model.as_deref(),
             at: self.arrival.at,
-            usage: close.reading.billed.as_ref().unwrap_or(&priced.usage),
+            usage: close.reading.billed.as_ref().unwrap_or(&usage),
             billing: &billing,
-            unseen: tokens.saturating_sub(priced.usage.total().unwrap_or(0)),
+            unseen: tokens.saturating_sub(usage.total().unwrap_or(0)),
         };
-        let cost_nanousd = self.cost(&call, tokens, served);
+        let cost_nanousd = self.cost(&call, tokens, served && self.uses_model());
         let used = Amounts {
-            tokens,
+            tokens: charged,
             api_calls: 1,
             chat_messages: if served { reserved.chat_messages } else { 0 },
             embeddings: if served { reserved.embeddings } else { 0 },
-            cost_nanousd,
+            cost_nanousd: self.with_floor(cost_nanousd, tokens, charged, model.as_deref()),
             concurrent: 0,
         };
         let charges = self.charge(used);
@@ -115,7 +130,7 @@ impl Open {
         let end = End {
             outcome: close.outcome,
             status: self.status,
-            tokens: priced.tokens,
+            tokens: Some(tokens),
             received: true,
             answer: &close.reading.gleaned,
             refusal: None,
@@ -139,11 +154,49 @@ impl Open {
             };
             self.amend_later(late, &charges);
         }
-        let Priced { usage, tokens, source } = priced;
-        let event = self.event(close.outcome, usage, tokens, source, used, cost_nanousd, model, charges);
+        let event =
+            self.event(close.outcome, usage, Some(tokens), source, used, cost_nanousd, model, charges);
         let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
         records.append(&mut audits);
         records
+    }
+
+    /// What is charged its reservation is not amended: where its count is not there in time, an estimate is good enough.
+    fn instead_of_count(&mut self, close: &Close) -> Option<Counted> {
+        let estimated = close.estimated.filter(|_| close.basis == Basis::Reserved)?;
+        self.counting = None;
+        self.metadata.insert("estimated".into(), json!(true));
+        Some(estimated)
+    }
+
+    fn known<'a>(&'a self, close: &'a Close, counted: Option<&'a Counted>, reserved: Amounts) -> Known<'a> {
+        Known {
+            outcome: close.outcome,
+            reading: &close.reading,
+            request: &self.subject.inspected.text,
+            counted,
+            held: reserved.tokens,
+            floor: self.floor(),
+            request_text: close.request_text,
+            expects_text: self.expects_text(),
+        }
+    }
+
+    /// What the quota of cost is charged: the row's cost, and where more tokens are charged than the row has, what these
+    /// would cost as input. The row says how much more.
+    fn with_floor(&mut self, cost_nanousd: u64, tokens: u64, charged: u64, model: Option<&str>) -> u64 {
+        let beyond = charged.saturating_sub(tokens);
+        if beyond == 0 {
+            return cost_nanousd;
+        }
+        self.metadata.insert(CHARGED_TOKENS.into(), json!(charged));
+        let (price, _) = self.policy.prices.price(model, self.arrival.at);
+        let usage = TokenUsage { total: Some(beyond), ..TokenUsage::default() };
+        let floor = price.cost_nanousd(&usage, &Billing::default()).saturating_sub(price.per_request_nanousd);
+        if floor > 0 {
+            self.metadata.insert(FLOOR_COST.into(), json!(floor));
+        }
+        cost_nanousd.saturating_add(floor)
     }
 
     /// Records an exchange that the upstream did not answer: no tokens, no messages. A refusal charges nothing at

@@ -8,19 +8,20 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::meter::{Counter, Reading};
+use crate::meter::{Counter, Inspected, Reading};
 use crate::model::billing::Tier;
 use crate::model::event::Record;
 use crate::model::price::Call;
 use crate::model::tenant::TenantId;
-use crate::model::tokens::TokenUsage;
+use crate::model::tokens::{TokenSource, TokenUsage};
+use crate::proxy::charging::{Basis, Unread};
 use crate::proxy::headers::Caller;
 use crate::proxy::model_name::Expected;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics};
 use crate::tenant::Directory;
 
 /// The built-in default, with everything real but for a database; the journal is in `data`.
@@ -88,6 +89,7 @@ fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
         values: Vec::new(),
         content_length: None,
         unread: None,
+        only_counts: false,
     };
     let hub = Hub::new(core.recorder.clone());
     Settlement::open(core.clone(), hub, policy, route, subject, arrival)
@@ -221,4 +223,41 @@ async fn a_row_keeps_what_its_cost_was_made_from() {
     open.note_billing(&Reading { billing, billed: Some(billed), ..Reading::default() });
     assert_eq!(open.metadata["billing"], json!({"tier": "flex", "web_searches": 2}));
     assert_eq!(open.metadata["billed"], json!({"input": 7, "output": 3}));
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_is_in_the_row_by_its_shape_and_counted_by_route() {
+    let data = tempfile::tempdir().unwrap();
+    let (core, _journal) = core_in(data.path());
+    let noted = |reading: &Reading, basis, unread, shape: Option<&str>| {
+        let mut settlement = opened(&core);
+        let open = settlement.open.as_mut().unwrap();
+        open.subject.inspected.shape = shape.map(str::to_owned);
+        open.subject.inspected.guessed = shape.is_none();
+        open.note_reading(reading, basis, unread);
+        let value = |name: &str| open.metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        ["meter_flag", "answer_shape", "request_shape", "text_by", "request_text_by"].map(value)
+    };
+    let some = |text: &str| Some(text.to_owned());
+    let strange = Reading { shape: some("{status: bool, utterance: string}"), ..Reading::default() };
+    let both = Unread { request: true, answer: true };
+    let expected = [some("unknown_format"), strange.shape.clone(), some("{said: string}"), None, None];
+    assert_eq!(noted(&strange, Basis::Reserved, both, Some("{said: string}")), expected);
+    // A bomb is no unknown format, and has no shape.
+    let bomb = Reading { flag: Some("bomb"), ..Reading::default() };
+    let answer = Unread { request: false, answer: true };
+    let guessed = some("last_resort");
+    assert_eq!(
+        noted(&bomb, Basis::Reserved, answer, None),
+        [some("bomb"), None, None, None, guessed.clone()]
+    );
+    // What was found all the same is counted, and is not to be told.
+    let found = Reading { flag: Some("unknown_format"), guessed: true, ..strange };
+    let counted = Basis::Text(TokenSource::Counted);
+    let text = [None, None, None, guessed.clone(), guessed];
+    assert_eq!(noted(&found, counted, Unread::default(), None), text);
+    let route = "/api/widget/chat".to_owned();
+    let count =
+        |what| core.metrics.unread.get_or_create(&telemetry::Unread { route: route.clone(), what }).get();
+    assert_eq!([count("unknown_format"), count("request_text"), count("bomb")], [1, 1, 1]);
 }

@@ -38,7 +38,7 @@ pub(super) fn exceptional(event: &UsageEvent) -> Option<Value> {
 /// What the row says was used, in a unit of the standard dimensions.
 fn amount(event: &UsageEvent, unit: Unit) -> u64 {
     match unit {
-        Unit::Tokens => event.tokens_consumed.unwrap_or(0),
+        Unit::Tokens => event.charged_tokens(),
         Unit::ApiCalls => 1,
         Unit::ChatMessages => event.messages,
         Unit::Embeddings => event.embeddings,

@@ -200,7 +200,7 @@ async fn fault_24_a_body_that_cannot_be_decoded_within_bounds_is_refused() {
 }
 
 #[tokio::test]
-async fn fault_25_a_bomb_in_an_answer_passes_unchanged_and_its_tokens_are_unknown() {
+async fn fault_25_a_bomb_in_an_answer_passes_unchanged_and_is_charged_its_reservation() {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(b"{\"reply\": \"").expect("memory");
     encoder.write_all(&vec![b'a'; 300_000_000]).expect("memory");
@@ -214,12 +214,12 @@ async fn fault_25_a_bomb_in_an_answer_passes_unchanged_and_its_tokens_are_unknow
     assert!(response.status == 200 && response.body == bomb, "unchanged");
     gateway.stop().await;
     let row = database.one("SELECT concat_ws(' ', coalesce(tokens_consumed::text, 'null'), token_source, outcome, metadata->>'meter_flag') FROM tenant_usage_realtime");
-    assert_eq!(row, "null none completed bomb");
+    assert_eq!(row, "150 reserved completed bomb");
 }
 
 #[tokio::test]
 async fn fault_29_hostile_numbers_never_wrap_and_never_block_a_batch() {
-    let hostile = [json!(-5), json!(1e308), json!("12"), json!(u64::MAX)];
+    let hostile = [json!(-5), json!(1e308), json!("twelve"), json!(u64::MAX)];
     for tokens in hostile {
         let body = json!({"batch": [], "aggregated": true, "totalTokens": tokens});
         let (_upstream, database, gateway) = gate_with(move || answer(200).json(&body), "").await;

@@ -70,7 +70,7 @@ async fn fault_53_a_reader_that_stops_holds_the_upstream_back_and_is_given_up_at
 }
 
 #[tokio::test]
-async fn fault_54_a_client_that_leaves_before_the_answer_is_one_row_and_charged_one_message() {
+async fn fault_54_a_client_that_leaves_before_the_answer_is_one_row_and_charged_all_its_messages() {
     let gone = Signal::new();
     let told = gone.clone();
     let setup = Setup::new(move || vec![Step::UntilPeerGone(told.clone())]).await;
@@ -80,7 +80,8 @@ async fn fault_54_a_client_that_leaves_before_the_answer_is_one_row_and_charged_
     drop(client);
     within("the upstream is let go", gone.wait()).await;
     let row = setup.row("tn_left").await;
-    assert_eq!(core(&row), came_to("client_aborted", -1, 150, "reserved"));
+    assert_eq!(core(&row), came_to("client_aborted", -1, 450, "reserved"));
+    assert_eq!(row["chat_messages"], json!(3));
     setup.stop().await;
 }
 
@@ -310,7 +311,8 @@ async fn an_http_2_stream_that_is_reset_leaves_the_others_alone() {
     assert!(within("the first frame", leaving.frame()).await.is_some());
     drop(leaving);
     let row = setup.row("tn_h2_leaves").await;
-    assert_eq!(core(&row), came_to("client_aborted", 200, 150, "partial"));
+    assert_eq!(core(&row), came_to("client_aborted", 200, 2, "partial"));
+    assert_eq!(row["metadata"]["charged_tokens"], json!(150));
     go.fire();
     let whole = within("the other answer", staying.into_body().collect()).await.unwrap().to_bytes();
     assert!(whole.ends_with(b"\n\n"));

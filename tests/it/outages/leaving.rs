@@ -63,7 +63,8 @@ async fn who_leaves_before_the_head_is_charged_what_the_answer_says() {
 }
 
 #[tokio::test]
-async fn an_exact_count_below_one_messages_reservation_is_still_charged_that() {
+async fn an_exact_count_below_the_reservation_is_what_the_row_has_and_the_reservation_what_the_quota_is_charged()
+ {
     let go = Signal::new();
     let script_go = go.clone();
     let routes = draining("");
@@ -76,7 +77,9 @@ async fn an_exact_count_below_one_messages_reservation_is_still_charged_that() {
     leaves_before_the_head(&setup, "tn_floor", 1).await;
     setup.gateway.until_metric("tollgate_draining", 1.0).await;
     go.fire();
-    assert_eq!(core(&setup.row("tn_floor").await), came_to("client_aborted", 200, 150, "reported"));
+    let row = setup.row("tn_floor").await;
+    assert_eq!(core(&row), came_to("client_aborted", 200, 5, "reported"));
+    assert_eq!(row["metadata"]["charged_tokens"], json!(150));
     setup.stop().await;
 }
 
@@ -132,7 +135,7 @@ async fn a_drain_that_waits_for_a_head_ends_at_its_time_as_well() {
     let setup = Setup::with(&[("routes", &routes)], move || vec![Step::UntilPeerGone(told.clone())]).await;
     leaves_before_the_head(&setup, "tn_no_head", 3).await;
     within("the upstream is let go", gone.wait()).await;
-    assert_eq!(core(&setup.row("tn_no_head").await), came_to("client_aborted", -1, 150, "reserved"));
+    assert_eq!(core(&setup.row("tn_no_head").await), came_to("client_aborted", -1, 450, "reserved"));
     setup.stop().await;
 }
 
@@ -166,7 +169,7 @@ async fn an_upstream_that_breaks_off_in_a_drain_leaves_what_was_seen() {
     setup.gateway.until_metric("tollgate_draining", 1.0).await;
     go.fire();
     let row = setup.row("tn_broken").await;
-    assert_eq!(core(&row), came_to("client_aborted", 200, 150, "partial"));
+    assert_eq!(core(&row), came_to("client_aborted", 200, 2, "partial"));
     assert_eq!(row["metadata"]["drained"], json!("broken"));
     setup.stop().await;
 }
@@ -206,10 +209,10 @@ async fn beyond_the_room_for_drains_the_upstream_is_let_go_at_once() {
     leaves_mid_stream(&setup, "tn_no_room").await;
     within("the upstream is let go", gone.wait()).await;
     let row = setup.row("tn_no_room").await;
-    assert_eq!(core(&row), came_to("client_aborted", 200, 150, "partial"));
+    assert_eq!(core(&row), came_to("client_aborted", 200, 2, "partial"));
     assert_eq!(row["metadata"]["drained"], json!("no_room"));
     go.fire();
-    assert_eq!(core(&setup.row("tn_has_room").await), came_to("client_aborted", 200, 150, "counted"));
+    assert_eq!(core(&setup.row("tn_has_room").await), came_to("client_aborted", 200, 3, "counted"));
     assert_eq!(setup.gateway.metric("tollgate_drains_total{ending=\"no_room\"}").await, 1.0);
     setup.stop().await;
 }
@@ -263,7 +266,7 @@ async fn streams_of_http_2_are_read_on_each() {
     setup.gateway.until_metric("tollgate_draining", left.len() as f64).await;
     go.fire();
     let rows = rows(&setup.database, "tn_h2_read_on", left.len()).await;
-    let expected = came_to("client_aborted", 200, 150, "counted");
+    let expected = came_to("client_aborted", 200, 3, "counted");
     assert!(rows.iter().all(|row| core(row) == expected), "{:?}", core(&rows[0]));
     drop(sender);
     let _ = connection.await;
@@ -289,7 +292,7 @@ async fn the_stop_waits_for_a_drain() {
     let (left, _) = within("the stop", stopping).await.unwrap();
     assert_eq!(left, 0);
     let row = &rows(&setup.database, "tn_stop", 1).await[0];
-    assert_eq!(core(row), came_to("client_aborted", 200, 150, "counted"));
+    assert_eq!(core(row), came_to("client_aborted", 200, 3, "counted"));
     counters_equal_events(&setup.database).await;
 }
 
@@ -305,7 +308,7 @@ async fn a_drain_that_outlasts_the_stops_limit_is_ended_with_what_was_seen() {
     let (left, _) = setup.gateway.stop_with_exchanges(1.0).await;
     assert_eq!(left, 0);
     let row = &rows(&setup.database, "tn_stop_cut", 1).await[0];
-    assert_eq!(core(row), came_to("client_aborted", 200, 150, "partial"));
+    assert_eq!(core(row), came_to("client_aborted", 200, 2, "partial"));
     assert_eq!(row["metadata"]["drained"], json!("stopped"));
     counters_equal_events(&setup.database).await;
 }

@@ -411,6 +411,6 @@ async fn the_first_event_passes_an_idle_upstream_at_once() {
     assert_eq!(client.read_head().await.status, 200);
     assert!(matches!(client.read_data().await, Data::Bytes(_)));
     client.reset();
-    assert_eq!(core(&setup.row("tn_first_event").await), came_to("client_aborted", 200, 150, "partial"));
+    assert_eq!(core(&setup.row("tn_first_event").await), came_to("client_aborted", 200, 2, "partial"));
     setup.stop().await;
 }

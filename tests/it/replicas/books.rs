@@ -91,7 +91,7 @@ impl<'a> Books<'a> {
     fn sums(&self) -> Vec<(Quota, u64)> {
         let sum = |quota: &Quota| {
             let column = match quota.dimension {
-                "tokens_per_day" => "sum(tokens_consumed)",
+                "tokens_per_day" => "sum(coalesce((metadata ->> 'charged_tokens')::bigint, tokens_consumed))",
                 "chat_messages_per_day" => "sum(chat_messages)",
                 _ => "count(*)",
             };
