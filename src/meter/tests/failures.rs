@@ -72,7 +72,7 @@ fn a_stream_that_fails_by_its_own_words_failed() {
         "event: conversation.chat.failed\ndata: {\"id\": \"7\", \"status\": \"failed\", \"last_error\": {\"code\": 5000, \"msg\": \"x\"}}\n\n",
     ] {
         let reading = read(SSE, body);
-        assert!(reading.error_event && !reading.failed, "{body}");
+        assert!(reading.error_event && reading.failed, "{body}");
         assert_eq!(reading.flag, None, "{body}");
     }
 }

@@ -55,7 +55,7 @@ fn a_named_format_has_the_same_last_resort() {
     let none = Formats::builtin().format("none").unwrap();
     let mut meter = Meter::new(&none, &config(), 200, Some(JSON.as_bytes()), None);
     meter.observe(b"{\"x\": 1}");
-    assert_eq!(meter.finish(), Reading::default());
+    assert_eq!(meter.finish(), Reading { has_body: true, ..Reading::default() });
 }
 
 #[test]
