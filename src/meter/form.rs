@@ -170,7 +170,7 @@ fn by_type(head: &[u8], typed: Typed) -> Form {
         Typed::Json if is_text(head) && !begins_json(head) => Form::Text,
         Typed::Json => Form::Json,
         Typed::Lines => Form::Lines(Lines::new(false)),
-        Typed::Frames => Form::Frames(Box::new(Frames::default())),
+        Typed::Frames => Form::Frames(Box::default()),
         Typed::Text => Form::Text,
         Typed::Markup => Form::Markup(Box::default()),
         Typed::Media => Form::Opaque,
