@@ -22,7 +22,7 @@ use super::text::{Buffer, Mark};
 const HEAD: usize = 256;
 /// How many bytes must have been repeated, so that it is no accident.
 const PROOF: u64 = 16;
-/// A text of so many bytes that comes again unchanged is the same text; a shorter one may be a piece said twice.
+/// A whole that is told once more ends what was told before it, where it has so many bytes; a shorter one is all of it.
 const SAME: u64 = 32;
 const MAX_PLACES: usize = 8;
 /// What was left out without proof.
@@ -141,6 +141,11 @@ impl Growth {
         before
     }
 
+    /// Bytes that were left out without proof.
+    pub(super) fn left_out(&self) -> u64 {
+        self.places.iter().flat_map(|place| &place.left_out).map(|(_, bytes)| u64::from(*bytes)).sum()
+    }
+
     /// No text follows: what was left out without proof belongs to it.
     pub(super) fn finish(&mut self, text: &mut Buffer) {
         for index in 0..self.places.len() {
@@ -154,9 +159,10 @@ impl Growth {
         let mut sum = 0;
         let left_out = std::mem::take(&mut self.places[index].left_out);
         for (at, bytes) in left_out.into_iter().rev() {
-            let bytes = usize::from(bytes);
+            let head = &self.places[index].head;
+            let bytes = usize::from(bytes).min(head.len());
             sum += bytes;
-            text.insert(at, &self.places[index].head[..bytes]);
+            text.insert(at, &head[..bytes]);
             for place in &mut self.places {
                 let marks = place.left_out.iter_mut().map(|(at, _)| at).chain([&mut place.at]);
                 marks.filter(|mark| **mark >= at).for_each(|mark| *mark += bytes);
@@ -211,7 +217,9 @@ impl Watched {
         if self.differs {
             return true;
         }
-        if self.now <= self.before && self.now < SAME {
+        // What comes again unchanged may be a piece that is said twice, and only growth proves that it isn't. (What is
+        // longer than the head could not be put back.)
+        if self.now <= self.before && self.now <= HEAD as u64 {
             if self.proven() {
                 return false;
             }

@@ -128,3 +128,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn pieces_that_are_alike_are_said_again_and_count_each_time() {
+    for piece in ["again ", "the same sentence of forty bytes or so. "] {
+        for document in places().into_iter().take(5) {
+            let body = stream(&vec![document(piece); 60]);
+            assert_eq!(read_all(&body).text, Text::whole(piece.repeat(60)), "{}", document(piece));
+            let mut meter = Meter::new(&auto(), &config(), 200, Some(SSE.as_bytes()), None);
+            meter.observe(body.as_bytes());
+            let running = meter.running().unwrap().tokens;
+            assert_eq!(running, (60 * piece.len() as u64).div_ceil(4), "{}", document(piece));
+        }
+    }
+}
