@@ -202,7 +202,8 @@ impl Capture {
             return Some(Running { tokens: usage.total()?, with_input: true });
         }
         let (kept, seen_bytes) = self.text.so_far();
-        let output = estimate_bytes(kept, seen_bytes.saturating_add(self.growth.left_out())).max(usage.output.unwrap_or(0));
+        let output = estimate_bytes(kept, seen_bytes.saturating_add(self.growth.left_out()))
+            .max(usage.output.unwrap_or(0));
         let tokens = usage.input.unwrap_or(0).saturating_add(output).max(usage.total.unwrap_or(0));
         Some(Running {
             tokens,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::Value;
-use tollgate::meter::{Config, CountJob, Counting, FormatConfig, Formats, Meter, Reading, Text, count};
+use tollgate::meter::{
+    Config, CountJob, Counting, FormatConfig, Formats, Meter, Reading, Text, count, inspect,
+};
 use tollgate::model::tokens::TokenUsage;
 use tollgate::settings::Settings;
 
@@ -22,7 +24,7 @@ struct Sample {
 /// The samples in which a service reports what it used.
 fn samples() -> Vec<Sample> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/formats");
-    let tables = ["expected.json", "more.json"].map(|table| {
+    let tables = ["expected.json", "more.json", "services.json"].map(|table| {
         let table = std::fs::read_to_string(format!("{directory}/{table}")).unwrap();
         serde_json::from_str::<BTreeMap<String, Value>>(&table).unwrap()
     });
@@ -136,14 +138,49 @@ fn error(counted: u64, reported: u64) -> String {
     format!(" ({:+.0}%)", (counted as f64 / reported as f64 - 1.0) * 100.0)
 }
 
+/// The prompts of `tests/cases/prompts.json`, whose `prompt_tokens` people recorded.
+fn prompts() -> String {
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/prompts.json");
+    let cases: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(cases).unwrap()).unwrap();
+    let format = Formats::builtin().format("openai-chat").unwrap();
+    let mut text = String::from(
+        "| source | model | messages | tools | prompt tokens | counted by us |\n\
+         | --- | --- | ---: | ---: | ---: | ---: |\n",
+    );
+    for case in cases {
+        let request = &case["request"];
+        let body = request.to_string();
+        let inspected = inspect(&format, &Config::default(), body.as_bytes(), &[]).unwrap();
+        let encoding = Counting::Model.encoding(request["model"].as_str());
+        let counted = count(&CountJob { encoding, request: inspected.text, answer: Text::default() }).input;
+        let reported = case["prompt_tokens"].as_u64().unwrap();
+        let length = |name: &str| request[name].as_array().map_or(0, Vec::len);
+        let _ = writeln!(
+            text,
+            "| {} | `{}` | {} | {} | {reported} | {counted}{} |",
+            case["source"].as_str().unwrap_or_default(),
+            request["model"].as_str().unwrap_or_default(),
+            length("messages"),
+            length("tools") + length("functions"),
+            error(counted, reported),
+        );
+    }
+    text
+}
+
+/// `page` with `table` between the marks `make docs NAME` and `end`.
+fn with_table(page: &str, name: &str, table: &str) -> String {
+    let (begin, end) = (format!("<!-- make docs: {name} -->\n"), "<!-- end -->\n");
+    let (head, rest) = page.split_once(&begin).unwrap();
+    let (_, tail) = rest.split_once(end).unwrap();
+    format!("{head}{begin}{table}{end}{tail}")
+}
+
 #[test]
 fn the_page_of_exactness_says_what_comes_out() {
-    let page = page();
-    let (begin, end) = ("<!-- make docs -->\n", "<!-- end -->\n");
     let before = std::fs::read_to_string(PAGE).unwrap();
-    let (head, rest) = before.split_once(begin).unwrap();
-    let (_, tail) = rest.split_once(end).unwrap();
-    let written = format!("{head}{begin}{page}{end}{tail}");
+    let written = with_table(&before, "answers", &page());
+    let written = with_table(&written, "prompts", &prompts());
     if std::env::var_os("WRITE_DOCS").is_some() {
         return std::fs::write(PAGE, written).unwrap();
     }
