@@ -247,13 +247,14 @@ impl<'p> At<'_, 'p> {
                 Ask::Text if !last_resort::is_no_words(value) => {
                     found.text.cut(b"\n");
                     found.text.push(value.as_bytes());
-                    found.said |= !value.is_empty();
+                    if !value.is_empty() && !std::mem::replace(&mut found.said, true) && found.calls > 0 {
+                        found.add(node, Extra::Token, WORDS_AND_CALLS);
+                    }
                 }
                 Ask::Model => found.model = Some((node, value.to_owned())),
                 Ask::Role => {
                     let system = matches!(value, "system" | "developer");
                     found.add(node, if system { Extra::SystemMessage } else { Extra::Message }, 1);
-                    (found.said, found.calls) = (false, 0);
                 }
                 Ask::Name | Ask::Aside if !value.is_empty() => {
                     found.aside(value);
@@ -347,6 +348,15 @@ impl<'p> At<'_, 'p> {
             let marks = *marks;
             found.go_back(marks);
         }
+    }
+
+    /// Whether an object here is a message, whatever the order of its keys.
+    fn is_message(&self) -> bool {
+        if self.node == UNWANTED {
+            return false;
+        }
+        let (role, place) = self.tree.member(self.node, b"role");
+        place.is_some() && self.tree.actions(role).contains(&Ask::Role)
     }
 
     fn mark(&mut self, node: NodeId) {
@@ -462,6 +472,9 @@ impl<'de> Visitor<'de> for At<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<u64, A::Error> {
+        if self.is_message() {
+            (self.found.said, self.found.calls) = (false, 0);
+        }
         self.member_or_element();
         let is_image = self.actions().contains(&Ask::Image);
         let around = is_image.then(|| std::mem::take(&mut self.found.image));

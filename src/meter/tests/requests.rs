@@ -306,6 +306,27 @@ fn prompts_are_counted_as_the_provider_counts_them() {
     assert!(off.is_empty(), "{off:#?}");
 }
 
+#[test]
+fn the_order_of_a_messages_keys_changes_no_count() {
+    let cases = include_str!("../../../tests/cases/prompts.json");
+    let cases: Vec<Reported<'_>> = serde_json::from_str(cases).unwrap();
+    for Reported { request, .. } in cases {
+        let request: serde_json::Value = serde_json::from_str(request.get()).unwrap();
+        let (model, messages) = (&request["model"], request["messages"].as_array().unwrap());
+        let with = |write: fn(&serde_json::Value) -> String| {
+            let messages: Vec<String> = messages.iter().map(write).collect();
+            counted_input(&format!("{{\"model\": {model}, \"messages\": [{}]}}", messages.join(",")))
+        };
+        assert_eq!(with(reversed), with(serde_json::Value::to_string), "{messages:?}");
+    }
+}
+
+fn reversed(message: &serde_json::Value) -> String {
+    let members = message.as_object().unwrap().iter().rev();
+    let members: Vec<String> = members.map(|(key, value)| format!("\"{key}\": {value}")).collect();
+    format!("{{{}}}", members.join(", "))
+}
+
 /// The cookbook's rule, by which any plain chat can be held to: no source has one of forty messages.
 #[test]
 fn a_chat_of_any_length_is_counted_by_the_cookbooks_rule() {
