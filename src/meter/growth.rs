@@ -141,9 +141,14 @@ impl Growth {
         before
     }
 
-    /// Bytes that were left out without proof.
+    /// Bytes that were left out without proof, those of the document at hand among them.
     pub(super) fn left_out(&self) -> u64 {
-        self.places.iter().flat_map(|place| &place.left_out).map(|(_, bytes)| u64::from(*bytes)).sum()
+        let unproven = self.places.iter().filter(|place| !place.proven());
+        unproven
+            .map(|place| {
+                place.left_out.iter().map(|(_, bytes)| u64::from(*bytes)).sum::<u64>() + place.held()
+            })
+            .sum()
     }
 
     /// No text follows: what was left out without proof belongs to it.
@@ -205,6 +210,11 @@ impl Watched {
             let repeated = (self.before - at).min(bytes.len() as u64);
             text.push(&bytes[repeated as usize..]);
         }
+    }
+
+    /// Bytes of the document at hand that are as those before, so far.
+    fn held(&self) -> u64 {
+        if self.touched && !self.differs { self.now.min(self.before) } else { 0 }
     }
 
     fn proven(&self) -> bool {
