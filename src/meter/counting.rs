@@ -25,6 +25,18 @@ pub struct CountJob {
     pub answer: Text,
 }
 
+impl CountJob {
+    /// What counts it in place of the model's own tokenizer, by the first few thousand bytes of the longer text: for a row
+    /// that is written before the count is there.
+    pub fn stand_in(&self) -> Option<With> {
+        const SAMPLE: usize = 4096;
+        let (request, answer) = (&self.request.kept, &self.answer.kept);
+        let longer = if request.len() > answer.len() { request } else { answer };
+        let end = (0..=SAMPLE.min(longer.len())).rev().find(|at| longer.is_char_boundary(*at));
+        self.encoding.with(&longer[..end.unwrap_or(0)])
+    }
+}
+
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -303,6 +315,10 @@ mod tests {
         assert_eq!(counted.with.unwrap().to_string(), "cl100k × 1.10 (claude, latin)");
         assert_eq!(count(&job(Encoding::StandIn, "Hello", "")).with.unwrap().to_string(), "o200k");
         assert_eq!(count(&job(Encoding::O200k, "Hello", "")).with, None);
+        for text in ["Hello there.", &"€uro ".repeat(2000)] {
+            let job = job(Encoding::for_model(Some("claude-sonnet-4-5")), "Hi", text);
+            assert_eq!(job.stand_in(), count(&job).with, "it is named before it is counted");
+        }
     }
 
     #[test]

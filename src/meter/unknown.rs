@@ -10,7 +10,8 @@
 
 use std::fmt::Write as _;
 
-use super::growth::Growth;
+use super::growth::{Growth, Retold};
+use super::pointer::Tree;
 use super::text::{Buffer, Text};
 use super::texts::{is_beside_key, is_text_key, looks_like_text, reads_like_text};
 
@@ -64,7 +65,9 @@ impl Sample {
         let mut found = Found::default();
         let mut said = Said { text: Buffer::new(limit), growth: Growth::default(), prose: 0 };
         let mut shapes: Vec<String> = Vec::new();
+        let mut retold = Retold::default();
         for document in documents() {
+            let mut begin = said.text.mark();
             if is_json(&document) {
                 let mut walk = Walk { bytes: document, at: 0, said: &mut said, vectors: false };
                 let shape = walk.value(Key::default(), 0);
@@ -80,7 +83,10 @@ impl Sample {
                 }
                 said.text.push(unquoted(document).as_bytes());
             }
-            said.growth.commit(&mut said.text);
+            begin.forward(said.growth.commit(&mut said.text));
+            if retold.is(Tree::<()>::ROOT, &said.text, begin) {
+                said.text.go_back(begin);
+            }
         }
         said.growth.finish(&mut said.text);
         found.empty = !self.lost && documents().all(is_marker);

@@ -74,7 +74,7 @@ impl Open {
             answer: reading.text.clone(),
         };
         let (input, output) = (estimate(&job.request), estimate(&job.answer));
-        let estimated = Counted { input, output, extrapolated: true, with: None };
+        let estimated = Counted { input, output, extrapolated: true, with: job.stand_in() };
         match self.core.counter.submit(job) {
             Ok(counting) => self.counting = Some(counting),
             Err(_) => {
@@ -123,7 +123,8 @@ impl Open {
         if counted.is_some_and(|counted| counted.extrapolated) {
             self.metadata.insert("extrapolated".into(), json!(true));
         }
-        if let Some(with) = counted.and_then(|counted| counted.with) {
+        // An amendment carries no metadata: what will count is named with what is charged until then.
+        if let Some(with) = counted.or(close.estimated).and_then(|counted| counted.with) {
             self.metadata.insert("counted_with".into(), json!(with.to_string()));
         }
         let (mut audits, mut told) = (Records::new(), Vec::new());
