@@ -193,10 +193,11 @@ fn begins_json(head: &[u8]) -> bool {
 /// A byte order mark of UTF-16 (or 32), or every other byte zero as in its ASCII. `None` while that can't be told.
 fn is_utf16(head: &[u8]) -> Option<bool> {
     match head {
-        [] | [0xff | 0xfe] => None,
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(true),
         [a, 0, b, 0, ..] | [0, a, 0, b, ..] => Some(a.is_ascii_graphic() && (*b == 0 || is_printed(*b))),
-        _ => (head.len() >= 4 || !head.contains(&0)).then_some(false),
+        [] | [_] => None,
+        [a, b, ..] if *a != 0 && *b != 0 => Some(false),
+        _ => (head.len() >= 4).then_some(false),
     }
 }
 
@@ -325,6 +326,15 @@ mod tests {
         // A list of a text is no event stream.
         assert_eq!(all_lengths(Some("text/plain"), b"id: 5\nname: box\n"), "text");
         assert_eq!(all_lengths(Some("text/plain"), b":) hello\n"), "text");
+    }
+
+    #[test]
+    fn what_may_be_utf_16_is_told_by_more_than_one_byte() {
+        for content_type in TYPES {
+            for body in [&b":\0\0\0x"[..], b"z\0\0\0\0", b"{\0\"\0", b":\0x", b":", b"\0:\0x"] {
+                all_lengths(content_type, body);
+            }
+        }
     }
 
     #[test]

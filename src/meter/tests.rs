@@ -15,6 +15,7 @@ mod doubts;
 mod endings;
 mod failures;
 mod formats;
+mod found;
 mod framing;
 mod places;
 mod repeated;
