@@ -229,7 +229,7 @@ impl Watched {
         }
         // What comes again unchanged may be a piece that is said twice, and only growth proves that it isn't. (What is
         // longer than the head could not be put back.)
-        if self.now <= self.before && self.now <= HEAD as u64 {
+        if self.now <= self.before && self.now <= self.head.len() as u64 {
             if self.proven() {
                 return false;
             }
@@ -266,18 +266,17 @@ impl Watched {
         self.before = self.now;
         self.head.clear();
         self.keep(text);
+        if (self.head.len() as u64) < self.before.min(HEAD as u64) {
+            self.breaks = MAX_BREAKS;
+        }
     }
 
-    /// Keeps of what the document at hand said anew what the head has room for. Where the text is kept no further, the
-    /// place isn't watched any more.
+    /// Keeps of what the document at hand said anew what the head has room for.
     fn keep(&mut self, text: &Buffer) {
         let new = text.so_far().0.get(self.at..).unwrap_or_default();
         // Another place's text may follow.
         let wanted = (self.now.min(HEAD as u64) as usize).saturating_sub(self.head.len());
         self.head.extend_from_slice(&new[..new.len().min(wanted)]);
-        if new.len() < wanted {
-            self.breaks = MAX_BREAKS;
-        }
     }
 }
 
