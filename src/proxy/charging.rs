@@ -77,15 +77,14 @@ pub(crate) fn is_failure(reading: &Reading) -> bool {
 ///
 /// Gemini's and Vertex AI's `:countTokens` (ai.google.dev/api/tokens), `:computeTokens`; Anthropic's
 /// `/v1/messages/count_tokens` (docs.anthropic.com/en/api/messages-count-tokens) and `count-tokens:rawPredict` on Vertex;
-/// Bedrock's `/model/{id}/count-tokens`; OpenAI's `/v1/responses/input_tokens`; `/tokenize` and `/detokenize` of vLLM,
+/// Bedrock's `/model/{id}/count-tokens`; OpenAI's `/v1/responses/input_tokens`; `/tokenize` of vLLM,
 /// llama.cpp, TGI and Cohere; xAI's `/v1/tokenize-text`.
 pub(crate) fn only_counts(path: &str) -> bool {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 6] = [
         "counttokens",
         "computetokens",
         "inputtokens",
         "tokenize",
-        "detokenize",
         "tokenizetext",
         "estimatetokencount",
     ];
@@ -99,6 +98,11 @@ pub(crate) fn only_counts(path: &str) -> bool {
         let plain = |c: &char| !matches!(c, '_' | '-');
         NAMES.iter().any(|name| verb.chars().filter(plain).map(|c| c.to_ascii_lowercase()).eq(name.chars()))
     })
+}
+
+/// Whether an answer may be that of a call that only counts: it says nothing, and reports no output.
+pub(crate) fn is_a_count(reading: &Reading) -> bool {
+    reading.text.is_empty() && reading.usage.output.unwrap_or(0) == 0
 }
 
 /// What was not understood of a call that was served.

@@ -257,7 +257,6 @@ fn a_call_that_only_counts_tokens_is_known_by_the_end_of_its_path() {
         "/model/anthropic.claude/count-tokens",
         "/v1/responses/input_tokens",
         "/tokenize",
-        "/v1/detokenize",
         "/v1/tokenize-text",
         "/v1/tokenizers/estimate-token-count",
     ];
@@ -357,4 +356,17 @@ proptest! {
             prop_assert!(priced.usage.input.unwrap_or(0) >= parts);
         }
     }
+}
+
+#[test]
+fn what_answers_is_no_count_whatever_its_path_is_called() {
+    let reported = |input, output, total| Reading {
+        usage: TokenUsage { input, output, total, ..TokenUsage::default() },
+        ..Reading::default()
+    };
+    assert!(is_a_count(&Reading::default()));
+    assert!(is_a_count(&reported(Some(31), None, None)), "Anthropic's and Bedrock's");
+    assert!(is_a_count(&reported(None, None, Some(31))), "Gemini's");
+    assert!(!is_a_count(&reported(Some(31), Some(9), None)));
+    assert!(!is_a_count(&Reading { text: Text::whole("Two shoes."), ..Reading::default() }));
 }

@@ -27,6 +27,8 @@ impl Open {
         }
         let reading = self.meter.take().map(Meter::finish).unwrap_or_default();
         self.streamed = reading.streamed;
+        // A client may choose the last segment of a path: what answers with text or both sides of a usage is no count.
+        self.subject.only_counts &= charging::is_a_count(&reading);
         // The answer was over, but for the end of its body: OpenAI's own clients hang up on `[DONE]`.
         if outcome == Outcome::ClientAborted && reading.ended && !self.left_early {
             outcome = Outcome::Completed;
