@@ -80,14 +80,8 @@ pub(crate) fn is_failure(reading: &Reading) -> bool {
 /// Bedrock's `/model/{id}/count-tokens`; OpenAI's `/v1/responses/input_tokens`; `/tokenize` of vLLM,
 /// llama.cpp, TGI and Cohere; xAI's `/v1/tokenize-text`.
 pub(crate) fn only_counts(path: &str) -> bool {
-    const NAMES: [&str; 6] = [
-        "counttokens",
-        "computetokens",
-        "inputtokens",
-        "tokenize",
-        "tokenizetext",
-        "estimatetokencount",
-    ];
+    const NAMES: [&str; 6] =
+        ["counttokens", "computetokens", "inputtokens", "tokenize", "tokenizetext", "estimatetokencount"];
     let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     // Longer than any name: not worth decoding.
     if last.len() > 512 {
