@@ -64,8 +64,6 @@ struct Reader {
     unread: bool,
     /// The first bytes, as long as nothing was found in them.
     sample: Option<Box<Sample>>,
-    /// The document at hand is not in the base64 that it should be.
-    garbled: bool,
     /// The body is over: what is at hand may have been cut short, and is worth what there is of it.
     over: bool,
 }
@@ -118,7 +116,6 @@ impl Answer {
             several: false,
             unread: false,
             sample: (status < 400 && format.has_tokens()).then(Box::default),
-            garbled: false,
             over: false,
         };
         let form = if format.plain { Form::Text } else { form(content_type) };
@@ -338,8 +335,7 @@ impl Reader {
         if keeps {
             self.sample = None;
         } else if let Some(sample) = &mut self.sample {
-            // How much of it was undone depends on how it came.
-            sample.end(found || self.garbled);
+            sample.end(found);
         }
         // Half an event is none that was seen.
         if !self.skimmer.done() {
@@ -369,12 +365,10 @@ impl Documents for Reader {
             }
             LineKind::Wrapped => {
                 for piece in bytes.chunks(UNWRAPPED_AT_ONCE) {
-                    match self.unwrapper.feed(piece, &self.format.wrapped) {
-                        Some(plain) => self.document(&plain),
-                        None => {
-                            self.skimmer.give_up();
-                            self.garbled = true;
-                        }
+                    let (plain, sound) = self.unwrapper.feed(piece, &self.format.wrapped);
+                    self.document(&plain);
+                    if !sound {
+                        self.skimmer.give_up();
                     }
                 }
             }
@@ -390,7 +384,6 @@ impl Documents for Reader {
         self.end_document(name);
         if self.line == LineKind::Wrapped {
             self.unwrapper.reset();
-            self.garbled = false;
         }
         self.line = LineKind::Document;
     }
