@@ -423,7 +423,9 @@ impl Found {
                 self.damage.push((segment.clone(), at, bytes, "damaged".into(), 1));
             }
         }
-        self.opened.segments.push((number, segment.bytes));
+        if segment.last_seq > acked {
+            self.opened.segments.push((number, segment.bytes));
+        }
         self.segments.push(segment);
         Ok(())
     }

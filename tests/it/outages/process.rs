@@ -23,6 +23,26 @@ async fn drained(program: &Program) {
 }
 
 #[tokio::test]
+async fn fault_117_a_kill_of_an_idle_gateway_is_no_error_at_the_next_start() {
+    let upstream = Upstream::answering(|_| answer(200).json(&json!({"reply": "Hi."}))).await;
+    let database = shared().database();
+    let data = tempfile::tempdir().unwrap();
+    configure(data.path(), &upstream.url(), &database.url(), "", "");
+    for calls in [0, 3] {
+        let mut program = Program::start(data.path()).await;
+        assert_eq!(program.logged("\"ERROR\""), 0, "{:#?}", program.lines());
+        for _ in 0..calls {
+            Client::ask(program.address, chat("tn_idle", "hi")).await;
+        }
+        drained(&program).await;
+        program.signal(Kill::KILL);
+        program.ended().await;
+    }
+    let program = Program::start(data.path()).await;
+    assert_eq!(program.logged("\"ERROR\""), 0, "{:#?}", program.lines());
+}
+
+#[tokio::test]
 async fn fault_75_every_answer_seen_whole_before_a_kill_has_its_row_once_afterwards() {
     // Reported and counted, whole and streamed.
     let upstream = Upstream::answering(|request| {

@@ -108,6 +108,11 @@ impl Program {
         self.log.lock().unwrap().iter().filter(|line| line.contains(what)).count()
     }
 
+    /// Its log.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
     /// When it logged the lines that hold `what`.
     pub(super) fn logged_at(&self, what: &str) -> Vec<jiff::Timestamp> {
         let lines = self.log.lock().unwrap();
