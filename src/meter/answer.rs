@@ -52,7 +52,8 @@ pub(super) struct Answer {
 struct Reader {
     format: Arc<Format>,
     skimmer: Skimmer,
-    capture: Capture,
+    /// Large, and an answer is moved about as it begins and ends.
+    capture: Box<Capture>,
     trouble: Option<Trouble>,
     line: LineKind,
     unwrapper: Unwrapper,
@@ -100,7 +101,7 @@ impl Answer {
         status: u16,
         content_type: Option<&[u8]>,
     ) -> Self {
-        let mut capture = Capture::new(text_limit, max_call_tokens);
+        let mut capture = Box::new(Capture::new(text_limit, max_call_tokens));
         if status >= 400 {
             // Nobody is charged for an error's text.
             capture.without_text();

@@ -15,6 +15,9 @@ use super::usage::{
 /// How many calls of an answer are told apart.
 const MAX_CALLS: usize = 256;
 
+/// Shapes that share the fields of most answers.
+const USUAL_TALLIES: usize = 8;
+
 /// A call as its shape names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallId {
@@ -35,13 +38,12 @@ impl CallId {
             let product = u128::from(hash ^ word) * u128::from(FACTOR);
             (product as u64) ^ ((product >> 64) as u64)
         };
-        let mut words = id.chunks_exact(8);
+        let (words, rest) = id.as_chunks();
         let mut hash = id.len() as u64 ^ FACTOR;
-        for word in words.by_ref() {
-            let word = word.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-            hash = mix(hash, word).wrapping_add(FACTOR);
+        for word in words {
+            hash = mix(hash, u64::from_be_bytes(*word)).wrapping_add(FACTOR);
         }
-        let rest = words.remainder().iter().fold(1, |word, byte| (word << 8) | u64::from(*byte));
+        let rest = rest.iter().fold(1, |word, byte| (word << 8) | u64::from(*byte));
         CallId::Named(mix(hash, rest))
     }
 }
@@ -92,6 +94,8 @@ type Fits = SmallVec<[(u8, (Fit, usize)); 8]>;
 pub(super) struct Calls {
     tallies: Vec<Tally>,
     current: SmallVec<[Current; 4]>,
+    /// Some count that is no zero has a price of its own.
+    asides: bool,
 }
 
 impl Calls {
@@ -138,6 +142,7 @@ impl Calls {
     pub(super) fn add(&mut self, found: &Found) {
         let Found { shape, class, amount, how, call } = *found;
         let call = call.unwrap_or_else(|| self.current_call(shape));
+        self.asides |= class as usize >= TOKEN_CLASSES && amount.positive().is_some();
         let tally = self.tally(shape, call);
         let count = &mut tally.counts[class as usize];
         let merged = count.merge(amount, how);
@@ -164,7 +169,9 @@ impl Calls {
             sum = Some(sum.map_or(call, |sum| sum.plus(call)));
         }
         let mut sum = sum.unwrap_or_default();
-        sum.billing = billing(&self.asides(best.1), &sum.usage);
+        if self.asides {
+            sum.billing = billing(&self.asides(best.1), &sum.usage);
+        }
         sum
     }
 
@@ -217,6 +224,7 @@ impl Calls {
             if self.tallies.len() >= MAX_CALLS {
                 self.fold_oldest();
             }
+            self.tallies.reserve(USUAL_TALLIES);
             self.tallies.push(Tally { shape, call, counts: Counts::default(), doubt: None });
             self.tallies.len() - 1
         });

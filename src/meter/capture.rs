@@ -8,12 +8,12 @@ use smallvec::SmallVec;
 use super::calls::Calls;
 use super::counting::estimate_bytes;
 use super::counts::Counted;
-use super::format::{Action, Format};
+use super::format::{Action, Count, Format};
 use super::growth::{Growth, Place, Retold};
 use super::pointer::{NodeId, UNWANTED};
 use super::text::{Buffer, Mark, Text};
 use super::unknown::Sample;
-use super::usage::{Amount, Class, Resolved, complete};
+use super::usage::{Amount, Class, Resolved, complete, digits};
 use super::wanted::Sink;
 use crate::model::billing::Tier;
 
@@ -60,6 +60,45 @@ impl Document {
         self.choice = None;
         self.final_text = None;
     }
+
+    /// What stands at `node` is so much.
+    fn count(&mut self, node: NodeId, depth: u8, amount: Option<Amount>) {
+        let Some(amount) = amount else { return };
+        self.counted.number(node, depth, amount);
+        self.found |= amount != Amount::Known(0);
+    }
+
+    fn message(&mut self, node: NodeId) {
+        match self.messages.iter_mut().find(|(at, _)| *at == node) {
+            Some((_, count)) => *count += 1,
+            None => self.messages.push((node, 1)),
+        }
+    }
+
+    fn results(&mut self, more: u64) {
+        self.results = Some(self.results.unwrap_or(0) + more);
+    }
+
+    /// The model's name, at this place of its list. Every chunk of a stream names the model again: only a new name is
+    /// worth a string.
+    #[inline]
+    fn name_model(&mut self, order: u8, name: &[u8], known: Option<&str>) {
+        let better = self.model.as_ref().is_none_or(|(known, _)| order <= *known);
+        if name.is_empty() || !better {
+            return;
+        }
+        if known.is_some_and(|known| known.as_bytes() == name) {
+            self.model = Some((order, None));
+        } else if let Ok(name) = std::str::from_utf8(name) {
+            self.model = Some((order, Some(name.to_owned())));
+        }
+    }
+}
+
+/// Of the counts that meet at a node the first one's class, and the deepest object.
+#[inline]
+fn deepest(known: Option<(Class, u8)>, next: &Count) -> (Class, u8) {
+    known.map_or((next.class, next.depth), |(class, depth)| (class, depth.max(next.depth)))
 }
 
 /// The tokens of an answer that is still coming.
@@ -344,18 +383,18 @@ impl Capture {
     }
 
     /// Everything, at the end.
-    pub(super) fn finish(mut self) -> Learnt {
+    pub(super) fn finish(&mut self) -> Learnt {
         self.growth.finish(&mut self.text);
-        let text = match self.final_text {
+        let text = match self.final_text.take() {
             _ if self.reported => Text::default(),
             Some(text) => text.into_text(),
-            None => self.text.into_text(),
+            None => self.text.take().into_text(),
         };
         self.resolved.disbelieve_zeros(!text.is_empty());
         self.resolved.billing.tier = self.tier;
         Learnt {
             resolved: self.resolved,
-            model: self.model,
+            model: self.model.take(),
             messages: self.messages,
             results: self.results,
             failed: self.failed,
@@ -432,107 +471,6 @@ impl Learnt {
     }
 }
 
-impl Ruled<'_> {
-    #[inline]
-    fn count_string(&mut self, node: NodeId, value: Option<&[u8]>) {
-        let counted = &mut self.capture.document.counted;
-        let (mut class, mut depth) = (None, 0);
-        for action in self.format.answer.tree.actions(node) {
-            match action {
-                Action::Count(count) => {
-                    class = class.or(Some(count.class));
-                    depth = depth.max(count.depth);
-                }
-                Action::CountWhen { shape, class, names } if is_one(names, value) => {
-                    counted.one_more(node, *shape, *class);
-                }
-                Action::PartName(names) => counted.parts |= !is_one(names, value),
-                Action::Tier => counted.tier(value),
-                Action::NoCost => counted.no_cost |= value.is_none_or(|value| !value.is_empty()),
-                Action::CallEnd { shape } if value.is_none_or(|value| !value.is_empty()) => {
-                    counted.end(*shape);
-                }
-                Action::CallId { depth, .. } => {
-                    if let Some(id) = value.filter(|id| !id.is_empty()) {
-                        counted.id(node, *depth, id);
-                    }
-                }
-                Action::WholeWhen { depth, names } => counted.whole(*depth, is_one(names, value)),
-                Action::TurnWhen { depth, names } if is_one(names, value) => counted.turn(*depth),
-                _ => {}
-            }
-        }
-        let amount = match class {
-            None => None,
-            Some(Class::Cost) => value.map_or(Some(Amount::Bad), Amount::parse_dollars),
-            Some(_) => Some(Amount::parse_string(value)),
-        };
-        if let Some(amount) = amount {
-            counted.number(node, depth, amount);
-            self.capture.document.found |= amount != Amount::Known(0);
-        }
-    }
-
-    #[inline]
-    fn count_scalar(&mut self, node: NodeId, raw: Option<&[u8]>) {
-        let counted = &mut self.capture.document.counted;
-        let set = raw != Some(b"null") && raw != Some(b"false");
-        let (mut class, mut depth) = (None, 0);
-        for action in self.format.answer.tree.actions(node) {
-            match action {
-                Action::Count(count) => {
-                    class = class.or(Some(count.class));
-                    depth = depth.max(count.depth);
-                }
-                Action::NoCost => counted.no_cost |= set,
-                Action::CallEnd { shape } if set => counted.end(*shape),
-                Action::CallId { depth, .. } if set => {
-                    if let Some(id) = raw {
-                        counted.id(node, *depth, id);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let amount = match class {
-            None => None,
-            Some(Class::Cost) => raw.map_or(Some(Amount::Bad), Amount::parse_dollars),
-            Some(_) => raw.map_or(Some(Amount::Bad), Amount::parse),
-        };
-        if let Some(amount) = amount {
-            counted.number(node, depth, amount);
-            self.capture.document.found |= amount != Amount::Known(0);
-        }
-    }
-
-    fn message(&mut self, node: NodeId) {
-        let messages = &mut self.capture.document.messages;
-        match messages.iter_mut().find(|(at, _)| *at == node) {
-            Some((_, count)) => *count += 1,
-            None => messages.push((node, 1)),
-        }
-    }
-
-    fn results(&mut self, more: u64) {
-        let results = &mut self.capture.document.results;
-        *results = Some(results.unwrap_or(0) + more);
-    }
-
-    fn model(&mut self, order: u8, name: &[u8]) {
-        let document = &mut self.capture.document;
-        let better = document.model.as_ref().is_none_or(|(known, _)| order <= *known);
-        if name.is_empty() || !better {
-            return;
-        }
-        // Every chunk of a stream names the model again: only a new name is worth a string.
-        if self.capture.model.as_ref().is_some_and(|known| known.as_bytes() == name) {
-            document.model = Some((order, None));
-        } else if let Ok(name) = std::str::from_utf8(name) {
-            document.model = Some((order, Some(name.to_owned())));
-        }
-    }
-}
-
 impl Sink for Ruled<'_> {
     #[inline]
     fn wants_text(&self) -> bool {
@@ -544,7 +482,7 @@ impl Sink for Ruled<'_> {
         self.capture.place = Place::default();
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Message => self.message(node),
+                Action::Message => self.capture.document.message(node),
                 Action::Text => {
                     let another = std::mem::replace(&mut self.capture.document.has_text, true);
                     // Two texts of one document are two things said.
@@ -575,51 +513,92 @@ impl Sink for Ruled<'_> {
         }
     }
 
-    #[inline]
     fn string(&mut self, node: NodeId, value: Option<&[u8]>) {
-        self.count_string(node, value);
+        let Capture { document, model, .. } = &mut *self.capture;
+        let set = value.is_none_or(|value| !value.is_empty());
+        let mut count: Option<(Class, u8)> = None;
+        let mut named = None;
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Model { order } => self.model(*order, value.unwrap_or_default()),
-                Action::Message => self.message(node),
-                Action::Result => self.results(1),
-                Action::Error => self.capture.document.error |= value.is_none_or(|value| !value.is_empty()),
-                Action::ErrorWhen(names) => {
-                    self.capture.document.failed |= is_one(names, value);
+                Action::Count(next) => count = Some(deepest(count, next)),
+                Action::CountWhen { shape, class, names } if is_one(names, value) => {
+                    document.counted.one_more(node, *shape, *class);
                 }
-                Action::ErrorUnless(names) => self.capture.document.error |= !is_one(names, value),
-                Action::End => self.capture.document.ended |= value.is_none_or(|value| !value.is_empty()),
-                Action::EndWhen(names) => self.capture.document.ended |= is_one(names, value),
+                Action::PartName(names) => document.counted.parts |= !is_one(names, value),
+                Action::Tier => document.counted.tier(value),
+                Action::NoCost => document.counted.no_cost |= set,
+                Action::CallEnd { shape } if set => document.counted.end(*shape),
+                // Several shapes may have the id here.
+                Action::CallId { depth, .. } if set && named != Some(*depth) => {
+                    named = Some(*depth);
+                    if let Some(id) = value {
+                        document.counted.id(node, *depth, id);
+                    }
+                }
+                Action::WholeWhen { depth, names } => document.counted.whole(*depth, is_one(names, value)),
+                Action::TurnWhen { depth, names } if is_one(names, value) => document.counted.turn(*depth),
+                Action::Model { order } => {
+                    document.name_model(*order, value.unwrap_or_default(), model.as_deref());
+                }
+                Action::Message => document.message(node),
+                Action::Result => document.results(1),
+                Action::Error => document.error |= set,
+                Action::ErrorWhen(names) => document.failed |= is_one(names, value),
+                Action::ErrorUnless(names) => document.error |= !is_one(names, value),
+                Action::End => document.ended |= set,
+                Action::EndWhen(names) => document.ended |= is_one(names, value),
                 _ => {}
             }
         }
+        let Some((class, depth)) = count else { return };
+        let amount = match class {
+            Class::Cost => value.map_or(Some(Amount::Bad), Amount::parse_dollars),
+            _ => Some(Amount::parse_string(value)),
+        };
+        document.count(node, depth, amount);
     }
 
     fn scalar(&mut self, node: NodeId, raw: Option<&[u8]>) {
-        self.count_scalar(node, raw);
+        let document = &mut self.capture.document;
         let null = raw == Some(b"null");
+        let set = !null && raw != Some(b"false");
+        let mut count: Option<(Class, u8)> = None;
+        let mut named = None;
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Message if !null => self.message(node),
-                Action::Choice => {
-                    let digits = raw.and_then(|raw| std::str::from_utf8(raw).ok());
-                    self.capture.document.choice = digits.and_then(|digits| digits.parse().ok());
+                Action::Count(next) => count = Some(deepest(count, next)),
+                Action::NoCost => document.counted.no_cost |= set,
+                Action::CallEnd { shape } if set => document.counted.end(*shape),
+                // Several shapes may have the id here.
+                Action::CallId { depth, .. } if set && named != Some(*depth) => {
+                    named = Some(*depth);
+                    if let Some(id) = raw {
+                        document.counted.id(node, *depth, id);
+                    }
                 }
-                Action::Result => self.results(1),
-                Action::Error => self.capture.document.error |= !null && raw != Some(b"false"),
-                Action::ErrorUnless(names) => self.capture.document.error |= !null && !is_one(names, raw),
-                Action::End => self.capture.document.ended |= !null && raw != Some(b"false"),
+                Action::Message if !null => document.message(node),
+                Action::Choice => document.choice = raw.and_then(digits),
+                Action::Result => document.results(1),
+                Action::Error => document.error |= set,
+                Action::ErrorUnless(names) => document.error |= !null && !is_one(names, raw),
+                Action::End => document.ended |= set,
                 _ => {}
             }
         }
+        let Some((class, depth)) = count else { return };
+        let amount = match class {
+            Class::Cost => raw.map_or(Some(Amount::Bad), Amount::parse_dollars),
+            _ => raw.map_or(Some(Amount::Bad), Amount::parse),
+        };
+        document.count(node, depth, amount);
     }
 
     fn container(&mut self, node: NodeId, empty: bool) {
         for action in self.format.answer.tree.actions(node) {
             match action {
-                Action::Message => self.message(node),
-                Action::Results => self.results(0),
-                Action::Result => self.results(1),
+                Action::Message => self.capture.document.message(node),
+                Action::Results => self.capture.document.results(0),
+                Action::Result => self.capture.document.results(1),
                 Action::Error => self.capture.document.error |= !empty,
                 Action::End => self.capture.document.ended = true,
                 Action::Call { depth } => self.capture.document.counted.open(*depth),

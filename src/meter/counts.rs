@@ -179,17 +179,24 @@ impl Counted {
     }
 
     pub(super) fn tier(&mut self, name: Option<&[u8]>) {
-        let tier = name.and_then(|name| std::str::from_utf8(name).ok()).and_then(Tier::parse);
+        let tier = name.and_then(Tier::parse);
         self.tier = Some(self.tier.flatten().or(tier));
     }
 
     /// The call that the document, or the object at that depth, is about.
+    #[inline]
     pub(super) fn id(&mut self, node: NodeId, depth: u8, id: &[u8]) {
         if depth > 0 {
             if let Some(object) = self.object(depth).filter(|object| !object.rest) {
                 object.call = Some(CallId::new(id));
             }
-        } else if self.ids.last().is_none_or(|(last, _)| *last != node) && self.ids.len() < MAX_IDS {
+        } else if self.ids.last().is_none_or(|(last, _)| *last != node) {
+            self.another_id(node, id);
+        }
+    }
+
+    fn another_id(&mut self, node: NodeId, id: &[u8]) {
+        if self.ids.len() < MAX_IDS {
             self.ids.push((node, CallId::new(id)));
         }
     }
@@ -285,6 +292,8 @@ impl Counted {
     fn found(&self, format: &Format, max_call_tokens: u64) -> SmallVec<[Found; 16]> {
         let mut found: SmallVec<[Found; 16]> = SmallVec::new();
         let mut orders: SmallVec<[u8; 16]> = SmallVec::new();
+        // The classes of each shape that have a count, a bit each: mostly there is one place for each.
+        let mut known = [0u32; u8::MAX as usize + 1];
         for hit in &self.hits {
             let actions = format.answer.tree.actions(hit.node);
             for (place, action) in actions.iter().enumerate() {
@@ -293,14 +302,18 @@ impl Counted {
                 let same = |other: &Action| matches!(other, Action::Count(other) if (other.shape, other.class) == (count.shape, count.class));
                 let ours = count.part == self.parts || !count.part;
                 let dropped = count.class == Class::Cost && self.no_cost;
-                if !ours || dropped || actions[..place].iter().any(same) {
+                let bit = 1 << count.class as u32;
+                let first = known[usize::from(count.shape)] & bit == 0;
+                if !ours || dropped || (!first && actions[..place].iter().any(same)) {
                     continue;
                 }
                 let next = self.one(format, hit, count, max_call_tokens);
-                let known = found.iter().position(|known| {
+                let same = |known: &Found| {
                     (known.shape, known.class, known.call) == (next.shape, next.class, next.call)
-                });
-                match known {
+                };
+                let earlier = if first { None } else { found.iter().position(same) };
+                known[usize::from(count.shape)] |= bit;
+                match earlier {
                     Some(at) if orders[at] < count.order => {}
                     // One pointer with a `*` may have led to several nodes.
                     Some(at) if orders[at] == count.order => {

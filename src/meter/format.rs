@@ -789,6 +789,7 @@ fn unite(answer: &mut Pointers<Action>) {
         _ => 0,
     };
     answer.sort_by_key(|(_, action)| rank(action));
+    unite_names(answer);
     let mut seen = BTreeSet::new();
     answer.retain(|(tokens, action)| {
         let kind = match action {
@@ -816,4 +817,22 @@ fn unite(answer: &mut Pointers<Action>) {
         };
         seen.insert((tokens.clone(), kind))
     });
+}
+
+/// Names that mean the same at one place are one list.
+fn unite_names(answer: &mut Pointers<Action>) {
+    let mut lists: BTreeMap<(Vec<String>, bool), BTreeSet<String>> = BTreeMap::new();
+    answer.retain(|(tokens, action)| {
+        let (ends, names) = match action {
+            Action::EndWhen(names) => (true, names),
+            Action::ErrorWhen(names) => (false, names),
+            _ => return true,
+        };
+        lists.entry((tokens.clone(), ends)).or_default().extend(names.iter().cloned());
+        false
+    });
+    answer.extend(lists.into_iter().map(|((tokens, ends), names)| {
+        let names = names.into_iter().collect();
+        (tokens, if ends { Action::EndWhen(names) } else { Action::ErrorWhen(names) })
+    }));
 }

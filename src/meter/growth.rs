@@ -201,8 +201,9 @@ impl Watched {
             return;
         }
         let known = self.head.get(at as usize..).unwrap_or_default();
-        let alike = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-        if alike < known.len().min(bytes.len()) {
+        let most = known.len().min(bytes.len());
+        if known[..most] != bytes[..most] {
+            let alike = known.iter().zip(bytes).take_while(|(a, b)| a == b).count();
             self.differs = true;
             text.push(&self.head[..at as usize + alike]);
             text.push(&bytes[alike..]);

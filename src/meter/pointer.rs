@@ -61,6 +61,8 @@ pub(super) struct Tree<A> {
 #[derive(Debug)]
 struct Node<A> {
     keys: Vec<(Box<[u8]>, NodeId)>,
+    /// The ends of each key, in the same places.
+    ends: Vec<Ends>,
     /// A hash table of places in `keys`, plus one; a quarter full, so that most of a document's members, which
     /// nobody wants, cost one look.
     table: Box<[u16]>,
@@ -69,22 +71,51 @@ struct Node<A> {
     actions: Vec<A>,
 }
 
-/// Where to look for a key first.
-#[inline]
-fn slot(key: &[u8]) -> usize {
-    match key {
-        [] => 0,
-        [first, .., last] => usize::from(*first) ^ (usize::from(*last) << 3) ^ (key.len() * 0x25),
-        [only] => usize::from(*only),
+/// A key's length, and its first and last bytes: two keys of up to 16 bytes are the same if these are, so that mostly
+/// no memory is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ends {
+    first: u64,
+    last: u64,
+    length: usize,
+}
+
+impl Ends {
+    #[inline(always)]
+    fn of(key: &[u8]) -> Self {
+        let length = key.len();
+        let (first, last) = if let (Some(first), Some(last)) = (key.first_chunk(), key.last_chunk()) {
+            (u64::from_le_bytes(*first), u64::from_le_bytes(*last))
+        } else if let (Some(first), Some(last)) = (key.first_chunk(), key.last_chunk()) {
+            (u64::from(u32::from_le_bytes(*first)), u64::from(u32::from_le_bytes(*last)))
+        } else {
+            match *key {
+                [only] => (u64::from(only), 0),
+                [first, last] => (u64::from(first), u64::from(last)),
+                [first, middle, last] => (u64::from(first) | u64::from(middle) << 8, u64::from(last)),
+                _ => (0, 0),
+            }
+        };
+        Self { first, last, length }
+    }
+
+    /// Where to look for the key first.
+    #[inline(always)]
+    fn slot(self, mask: usize) -> usize {
+        // Odd numbers without a pattern: those of SplitMix64.
+        let mixed =
+            self.first.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ self.last.wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 40) as usize & mask
     }
 }
 
 impl<A> Node<A> {
     fn index_keys(&mut self) {
+        self.ends = self.keys.iter().map(|(key, _)| Ends::of(key)).collect();
         let size = (self.keys.len() * 4).next_power_of_two();
         let mut table = vec![0; size].into_boxed_slice();
-        for (place, (key, _)) in self.keys.iter().enumerate() {
-            let mut at = slot(key) & (size - 1);
+        for (place, ends) in self.ends.iter().enumerate() {
+            let mut at = ends.slot(size - 1);
             while table[at] != 0 {
                 at = (at + 1) & (size - 1);
             }
@@ -95,14 +126,12 @@ impl<A> Node<A> {
 
     #[inline(always)]
     fn place(&self, key: &[u8]) -> Option<usize> {
-        if self.keys.is_empty() {
-            return None;
-        }
-        let mask = self.table.len() - 1;
-        let mut at = slot(key) & mask;
+        let mask = self.table.len().checked_sub(1)?;
+        let ends = Ends::of(key);
+        let mut at = ends.slot(mask);
         loop {
-            let place = usize::from(self.table[at]).checked_sub(1)?;
-            if *self.keys[place].0 == *key {
+            let place = usize::from(*self.table.get(at)?).checked_sub(1)?;
+            if self.ends.get(place) == Some(&ends) && (key.len() <= 16 || *self.keys[place].0 == *key) {
                 return Some(place);
             }
             at = (at + 1) & mask;
@@ -131,7 +160,14 @@ impl<A: Clone> Tree<A> {
         let id = self.nodes.len() as NodeId;
         let token = |index: &usize| pointers[*index].0.get(depth).map(String::as_str);
         let actions = here.iter().filter(|i| token(i).is_none()).map(|&i| pointers[i].1.clone()).collect();
-        self.nodes.push(Node { keys: Vec::new(), table: Box::default(), any: UNWANTED, end: 0, actions });
+        self.nodes.push(Node {
+            keys: Vec::new(),
+            ends: Vec::new(),
+            table: Box::default(),
+            any: UNWANTED,
+            end: 0,
+            actions,
+        });
 
         let mut literals: Vec<&str> = here.iter().filter_map(token).filter(|token| *token != "*").collect();
         literals.sort_unstable();

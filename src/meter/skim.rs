@@ -20,6 +20,17 @@ const MAX_KEY: usize = 256;
 const MAX_SCALAR: usize = 64;
 const MAX_STRING: usize = 512;
 
+/// The bytes of numbers and literals.
+const IN_SCALAR: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < u8::MAX {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'+');
+        byte += 1;
+    }
+    table
+};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Into {
     Nothing,
@@ -59,14 +70,71 @@ struct Frame {
     node: NodeId,
     object: bool,
     index: u32,
-    seen: u128,
+    /// Which of the node's own keys were here, by their places, a bit each.
+    seen: [u64; SEEN_WORDS],
+}
+
+const SEEN_WORDS: usize = 2;
+
+impl Frame {
+    fn new(node: NodeId, object: bool) -> Self {
+        Self { node, object, index: 0, seen: [0; SEEN_WORDS] }
+    }
+}
+
+/// The objects and arrays that are open, as far as they are wanted. The innermost stands apart: it is asked all the time.
+#[derive(Debug)]
+struct Frames {
+    top: Frame,
+    depth: usize,
+    below: SmallVec<[Frame; 4]>,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { top: Frame::new(UNWANTED, false), depth: 0, below: SmallVec::new() }
+    }
+}
+
+impl Frames {
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.depth == 0
+    }
+
+    #[inline(always)]
+    fn last_mut(&mut self) -> Option<&mut Frame> {
+        (self.depth > 0).then_some(&mut self.top)
+    }
+
+    #[inline]
+    fn push(&mut self, frame: Frame) {
+        if self.depth > 0 {
+            self.below.push(self.top);
+        }
+        self.top = frame;
+        self.depth += 1;
+    }
+
+    #[inline]
+    fn pop(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+        if let Some(frame) = self.below.pop() {
+            self.top = frame;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.depth = 0;
+        self.below.clear();
+    }
 }
 
 /// Where it stands in a text.
 #[derive(Debug)]
 pub(super) struct Skimmer {
     state: State,
-    frames: SmallVec<[Frame; 4]>,
+    frames: Frames,
     passing: Passing,
     /// The node of the value that is due or at hand.
     node: NodeId,
@@ -82,7 +150,7 @@ impl Default for Skimmer {
     fn default() -> Self {
         Self {
             state: State::Value,
-            frames: SmallVec::new(),
+            frames: Frames::default(),
             passing: Passing::default(),
             node: Tree::<()>::ROOT,
             partial: SmallVec::new(),
@@ -288,7 +356,7 @@ impl Skimmer {
     #[inline]
     fn enter<A: Clone>(&mut self, object: bool, node: NodeId, wanted: &Wanted<A>) {
         if node != UNWANTED && wanted.tree.has_children(node) {
-            self.frames.push(Frame { node, object, index: 0, seen: 0 });
+            self.frames.push(Frame::new(node, object));
             self.state = if object {
                 State::FirstKey
             } else {
@@ -314,7 +382,7 @@ impl Skimmer {
 
     #[inline]
     fn in_object(&self) -> bool {
-        self.frames.last().is_some_and(|frame| frame.object)
+        !self.frames.is_empty() && self.frames.top.object
     }
 
     #[inline]
@@ -364,12 +432,13 @@ impl Skimmer {
         let Some(frame) = self.frames.last_mut() else { return };
         let (node, place) = wanted.tree.member(frame.node, key);
         self.node = node;
-        if let Some(place) = place.filter(|place| *place < u128::BITS) {
-            let bit = 1 << place;
-            if frame.seen & bit != 0 {
+        let Some(place) = place else { return };
+        if let Some(seen) = frame.seen.get_mut(place as usize / 64) {
+            let bit = 1 << (place % 64);
+            if *seen & bit != 0 {
                 sink.replaced(node);
             }
-            frame.seen |= bit;
+            *seen |= bit;
             if wanted.wants(node) & want::TEXT_BELOW != 0 {
                 sink.mark(node);
             }
@@ -498,9 +567,14 @@ impl Skimmer {
     #[inline]
     fn rest_of_scalar<S: Sink>(&mut self, bytes: &[u8], at: usize, sink: &mut S) -> usize {
         let rest = &bytes[at..];
-        let in_scalar = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'+');
-        let run = rest.iter().position(|byte| !in_scalar(byte)).unwrap_or(rest.len());
-        if self.state == State::Scalar {
+        let run = rest.iter().position(|byte| !IN_SCALAR[usize::from(*byte)]).unwrap_or(rest.len());
+        let wanted = self.state == State::Scalar;
+        if run < rest.len() && wanted && self.partial.is_empty() && run <= MAX_SCALAR {
+            sink.scalar(self.node, Some(&rest[..run]));
+            self.ended();
+            return at + run;
+        }
+        if wanted {
             self.keep(&rest[..run], MAX_SCALAR);
         }
         if run < rest.len() {

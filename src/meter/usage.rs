@@ -98,10 +98,10 @@ impl Amount {
         if raw == b"null" {
             return None;
         }
-        let Ok(text) = std::str::from_utf8(raw) else { return Some(Self::Bad) };
         if !raw.is_empty() && raw.iter().all(u8::is_ascii_digit) {
-            return Some(text.parse().ok().filter(|n| *n <= LARGEST).map_or(Self::Bad, Self::Known));
+            return Some(digits(raw).filter(|n| *n <= LARGEST).map_or(Self::Bad, Self::Known));
         }
+        let Ok(text) = std::str::from_utf8(raw) else { return Some(Self::Bad) };
         // Some services send whole numbers as `345.0`. Above 2^53 such a number is a guess.
         let whole = text
             .parse::<f64>()
@@ -183,6 +183,14 @@ impl Amount {
             Self::Unknown | Self::Bad | Self::TooLarge => None,
         }
     }
+}
+
+/// A number as written, of nothing but digits; `None` where it is anything else, or too large.
+pub(super) fn digits(raw: &[u8]) -> Option<u64> {
+    raw.iter().try_fold(0u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 fn nano_dollars(text: &str) -> Option<u64> {

@@ -16,11 +16,11 @@ pub enum Tier {
 
 impl Tier {
     /// The tier that an answer names; `None` for the standard one, whatever it is called.
-    pub fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &[u8]) -> Option<Self> {
         match name {
-            "flex" => Some(Self::Flex),
-            "priority" => Some(Self::Priority),
-            "batch" => Some(Self::Batch),
+            b"flex" => Some(Self::Flex),
+            b"priority" => Some(Self::Priority),
+            b"batch" => Some(Self::Batch),
             _ => None,
         }
     }
