@@ -71,6 +71,26 @@ fn a_format_of_the_config_names_its_envelopes_and_headers() {
     }
 }
 
+#[test]
+fn all_that_a_format_points_at_may_stand_in_its_envelopes() {
+    let config: FormatConfig = serde_json::from_value(json!({
+        "envelopes": ["/data"], "text": ["/choices/*/text"], "choices": ["/choices/*/index"],
+        "error_unless": {"/success": ["true"]},
+    }))
+    .unwrap();
+    let mine = Formats::builtin().with("mine", &config).unwrap().format("mine").unwrap();
+    let read = |bodies: &[Value]| {
+        let mut meter = Meter::new(&mine, &super::config(), 200, Some(SSE.as_bytes()), None);
+        bodies.iter().for_each(|body| meter.observe(format!("data: {body}\n\n").as_bytes()));
+        meter.finish()
+    };
+    let piece = |index, text| json!({"data": {"choices": [{"index": index, "text": text}]}});
+    let text = read(&[piece(0, "un"), piece(1, "der")]).text;
+    assert_eq!(text.parts().collect::<Vec<_>>(), ["un", "der"]);
+    assert!(read(&[json!({"data": {"success": false}})]).failed);
+    assert!(!read(&[json!({"data": {"success": true}})]).failed);
+}
+
 fn with_headers(body: &Value, headers: &[(&str, &'static str)]) -> Reading {
     let mut meter = Meter::new(&auto(), &config(), 200, Some(JSON.as_bytes()), None);
     meter.headers(|name| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_bytes()));
