@@ -42,7 +42,7 @@ pub(crate) async fn run(
     let filled = Instant::now();
     fill(&scratch.join("data").join("journal"), events).await?;
     println!("{events} events in the journal after {:.1?}", filled.elapsed());
-    let tollgate = Target::tollgate(scratch, upstream, database).await?;
+    let tollgate = Target::tollgate(scratch, upstream, database, super::target::NO_LIMITS).await?;
     println!("first answer {:.0?} after the start", tollgate.first_answer);
     let admin = tollgate.admin.context("Tollgate has an admin listener")?;
     let requests: Rc<[&'static str]> = (0..TENANTS).map(|number| chat_request_of(&tenant(number))).collect();

@@ -113,6 +113,16 @@ impl Load {
         }
         Ok((self.shared.latencies.take(), self.shared.calls.get()))
     }
+
+    /// Stops; says how many connections failed on the way, and how many calls were answered.
+    pub(crate) async fn stop_all(mut self) -> (usize, u64) {
+        self.shared.stopping.set(true);
+        let mut failed = 0;
+        while let Some(ended) = self.connections.join_next().await {
+            failed += usize::from(!matches!(ended, Ok(Ok(()))));
+        }
+        (failed, self.shared.calls.get())
+    }
 }
 
 async fn ask_again(to: SocketAddr, request: &'static str, shared: Rc<Shared>) -> anyhow::Result<()> {

@@ -7,11 +7,14 @@
 //! `make bench-load`, or `cargo bench --bench load -- --seconds 5 --rounds 3 --connections 64 --streams 200`;
 //! `--only nginx` leaves Tollgate out. `--rates 100,1000,10000` measures something else: what Postgres is asked at each
 //! rate of requests, over 100 tenants; `--catch-up 1000000` how much slower answers are while so many events are shipped,
-//! at the first of `--rates` (1,000 a second). `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
+//! at the first of `--rates` (1,000 a second); `--soak 900` how honest callers fare beside attackers, for so many seconds.
+//! `TOLLGATE=/path/to/tollgate` measures another build than this tree's.
 
+mod attacks;
 mod catch_up;
 mod client;
 mod report;
+mod soak;
 mod statements;
 mod target;
 mod upstream;
@@ -46,6 +49,8 @@ struct Options {
     rates: Vec<u32>,
     /// Events in the journal to catch up with.
     catch_up: Option<u64>,
+    /// How long attackers attack.
+    soak: Option<Duration>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -75,6 +80,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         with_tollgate: true,
         rates: Vec::new(),
         catch_up: None,
+        soak: None,
     };
     let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
     while let Some(name) = rest.next() {
@@ -86,6 +92,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--streams" => options.streams = value.parse()?,
             "--rates" => options.rates = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--catch-up" => options.catch_up = Some(value.parse()?),
+            "--soak" => options.soak = Some(Duration::from_secs(value.parse()?)),
             "--only" if value == "nginx" => options.with_tollgate = false,
             _ => bail!("unknown: {name} {value}"),
         }
@@ -98,7 +105,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let scratch = target::scratch()?;
     // A child of this process, and so on its core.
     let postgres = PrivatePostgres::start(&scratch.path().join("postgres")).await?;
-    let outcome = if let Some(events) = options.catch_up {
+    let outcome = if options.soak.is_some() {
+        Box::pin(soak::run(&options, &upstream, scratch.path(), &postgres.url())).await
+    } else if let Some(events) = options.catch_up {
         Box::pin(catch_up::run(&options, events, upstream.address, scratch.path(), &postgres.url())).await
     } else if options.rates.is_empty() {
         Box::pin(with_postgres(&options, &upstream, scratch.path(), &postgres.url())).await
@@ -117,7 +126,7 @@ async fn with_postgres(
 ) -> anyhow::Result<()> {
     let mut targets = vec![Target::nginx(scratch, upstream.address).await?];
     if options.with_tollgate {
-        targets.push(Target::tollgate(scratch, upstream.address, database).await?);
+        targets.push(Target::tollgate(scratch, upstream.address, database, target::NO_LIMITS).await?);
     }
     println!(
         "{} connections, {} s a run, {} rounds; {} streams of one event each {:?}",

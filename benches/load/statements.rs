@@ -41,7 +41,7 @@ pub(crate) async fn run(
     scratch: &Path,
     database: &str,
 ) -> anyhow::Result<()> {
-    let tollgate = Target::tollgate(scratch, upstream, database).await?;
+    let tollgate = Target::tollgate(scratch, upstream, database, super::target::NO_LIMITS).await?;
     let admin = tollgate.admin.context("Tollgate has an admin listener")?;
     let store = Store::new(&store::Config {
         url: database.to_owned(),

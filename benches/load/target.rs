@@ -48,18 +48,20 @@ impl Target {
         Self::start("nginx", command, address).await
     }
 
-    /// Tollgate with everything on: quotas, metering, the journal, rows in `database`.
+    /// Tollgate with everything on: quotas, metering, the journal, rows in `database`. `callers` is the config of who
+    /// calls and on which plan.
     pub(crate) async fn tollgate(
         scratch: &Path,
         upstream: SocketAddr,
         database: &str,
+        callers: &str,
     ) -> anyhow::Result<Self> {
         let binary =
             std::env::var_os("TOLLGATE").map_or_else(|| env!("CARGO_BIN_EXE_tollgate").into(), PathBuf::from);
         ensure!(binary.is_file(), "{} is not there: build it first", binary.display());
         let (address, admin) = (free_address()?, free_address()?);
         let config = scratch.join("tollgate.toml");
-        std::fs::write(&config, tollgate_config(address, admin, upstream, scratch))?;
+        std::fs::write(&config, tollgate_config(address, admin, upstream, scratch) + callers)?;
         let with_config = |mut command: Command, what: &str| {
             command.arg(what).arg("--config").arg(&config);
             command
@@ -191,6 +193,21 @@ http {{
     )
 }
 
+/// Limits that no tenant reaches, so that each call takes the whole way.
+pub(crate) const NO_LIMITS: &str = r#"
+[tenant]
+sources = [{ header = "x-tenant-id" }]
+trust_header_from = ["127.0.0.0/8"]
+plan_query = ""
+default_plan = "load"
+
+[plans.load]
+tokens_per_day = 1000000000000
+api_calls_per_minute = 1000000000
+chat_messages_per_day = 1000000000000
+embeddings_per_day = 1000000000
+"#;
+
 fn tollgate_config(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, scratch: &Path) -> String {
     format!(
         r#"[server]
@@ -207,18 +224,6 @@ pool_idle = 512
 dir = {data:?}
 journal_max_bytes = "16GiB"
 
-# Limits that no tenant reaches, so that each call takes the whole way.
-[tenant]
-sources = [{{ header = "x-tenant-id" }}]
-trust_header_from = ["127.0.0.0/8"]
-plan_query = ""
-default_plan = "load"
-
-[plans.load]
-tokens_per_day = 1000000000000
-api_calls_per_minute = 1000000000
-chat_messages_per_day = 1000000000000
-embeddings_per_day = 1000000000
 "#,
         data = scratch.join("data")
     )
