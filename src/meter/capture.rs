@@ -525,6 +525,10 @@ impl Sink for Ruled<'_> {
                     document.counted.one_more(node, *shape, *class);
                 }
                 Action::PartName(names) => document.counted.parts |= !is_one(names, value),
+                Action::Name => document.counted.name(self.format, value.unwrap_or_default()),
+                Action::NamedCount => {
+                    document.counted.named_count(self.format, Some(Amount::parse_string(value)));
+                }
                 Action::Tier => document.counted.tier(value),
                 Action::NoCost => document.counted.no_cost |= set,
                 Action::CallEnd { shape } if set => document.counted.end(*shape),
@@ -567,6 +571,9 @@ impl Sink for Ruled<'_> {
         for action in self.format.answer.tree.actions(node) {
             match action {
                 Action::Count(next) => count = Some(deepest(count, next)),
+                Action::NamedCount => {
+                    document.counted.named_count(self.format, raw.and_then(Amount::parse));
+                }
                 Action::NoCost => document.counted.no_cost |= set,
                 Action::CallEnd { shape } if set => document.counted.end(*shape),
                 // Several shapes may have the id here.
@@ -601,6 +608,7 @@ impl Sink for Ruled<'_> {
                 Action::Result => self.capture.document.results(1),
                 Action::Error => self.capture.document.error |= !empty,
                 Action::End => self.capture.document.ended = true,
+                Action::Named => self.capture.document.counted.named(node),
                 Action::Call { depth } => self.capture.document.counted.open(*depth),
                 Action::CallEnd { shape } => self.capture.document.counted.end(*shape),
                 Action::NoCost => self.capture.document.counted.no_cost = true,

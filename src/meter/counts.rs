@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::calls::{CallId, Calls, Found, Name};
 use super::format::{Action, Count, Format, MAX_DEPTH};
-use super::pointer::NodeId;
+use super::pointer::{NodeId, UNWANTED};
 use super::usage::{Amount, Class, Merge};
 use crate::model::billing::Tier;
 
@@ -50,6 +50,14 @@ struct More {
     count: u64,
 }
 
+/// An object that holds a name and a count: itself, the node of the member that it stands for, and the count.
+#[derive(Clone, Copy, Debug, Default)]
+struct Named {
+    object: Option<NodeId>,
+    member: Option<NodeId>,
+    amount: Option<Amount>,
+}
+
 /// The counts of the document at hand, and what decides to which call they belong.
 #[derive(Debug, Default)]
 pub(super) struct Counted {
@@ -63,6 +71,7 @@ pub(super) struct Counted {
     last_id: Option<(NodeId, CallId)>,
     ends: SmallVec<[u8; 4]>,
     more: SmallVec<[More; 2]>,
+    named: Named,
     /// The counts are those of the whole call.
     whole: bool,
     /// A usage is told in parts that are more than it.
@@ -81,6 +90,7 @@ impl Counted {
         self.ids.clear();
         self.ends.clear();
         self.more.clear();
+        self.named = Named::default();
         self.whole = false;
         self.parts = false;
         self.no_cost = false;
@@ -175,6 +185,36 @@ impl Counted {
         match self.more.iter_mut().find(same) {
             Some(more) => more.count += 1,
             None => self.more.push(More { node, shape, class, count: 1 }),
+        }
+    }
+
+    /// An object with a name and a count begins.
+    pub(super) fn named(&mut self, object: NodeId) {
+        self.named = Named { object: Some(object), ..Named::default() };
+    }
+
+    /// That object's name.
+    pub(super) fn name(&mut self, format: &Format, name: &[u8]) {
+        let member = self.named.object.map(|object| format.answer.tree.member(object, name).0);
+        self.named.member = member.filter(|member| *member != UNWANTED);
+        self.count_named(format);
+    }
+
+    /// That object's count.
+    pub(super) fn named_count(&mut self, format: &Format, amount: Option<Amount>) {
+        self.named.amount = amount;
+        self.count_named(format);
+    }
+
+    fn count_named(&mut self, format: &Format) {
+        let Named { member: Some(member), amount: Some(amount), .. } = self.named else { return };
+        self.named = Named::default();
+        let depths = format.answer.tree.actions(member).iter().filter_map(|action| match action {
+            Action::Count(count) => Some(count.depth),
+            _ => None,
+        });
+        if let Some(depth) = depths.max() {
+            self.number(member, depth, amount);
         }
     }
 

@@ -27,6 +27,10 @@ pub(super) enum Action {
     },
     /// A part of a usage has this name; the names are those of parts that the usage includes.
     PartName(Arc<[String]>),
+    /// An object with a name and a count, its name, and its count.
+    Named,
+    Name,
+    NamedCount,
     Tier,
     /// The cost is not the whole cost.
     NoCost,
@@ -94,6 +98,8 @@ fn wants(action: &Action) -> u8 {
         Action::Count(_)
         | Action::CountWhen { .. }
         | Action::PartName(_)
+        | Action::Name
+        | Action::NamedCount
         | Action::Tier
         | Action::CallId { .. }
         | Action::WholeWhen { .. }
@@ -109,7 +115,7 @@ fn wants(action: &Action) -> u8 {
         | Action::NoCost
         | Action::Message
         | Action::Result => want::SCALAR | want::CONTAINER,
-        Action::Results | Action::Call { .. } => want::CONTAINER,
+        Action::Results | Action::Call { .. } | Action::Named => want::CONTAINER,
     }
 }
 
@@ -252,6 +258,9 @@ fn unite(answer: &mut Pointers<Action>) {
             | Action::ErrorWhen(_)
             | Action::ErrorUnless(_)
             | Action::EndWhen(_) => return true,
+            Action::Named => "named",
+            Action::Name => "name",
+            Action::NamedCount => "named count",
             Action::Tier => "tier",
             Action::NoCost => "no cost",
             Action::Call { .. } => "call",

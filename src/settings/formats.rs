@@ -53,6 +53,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
     let final_text = pointers(&table, "final_text");
     let envelopes = pointers(&table, "envelopes");
     let parts = names_at(&table, "parts");
+    let named = names_at(&table, "named");
     let billing = table.optional("billing").map_or(Some(BillingConfig::default()), |slot| billing(&slot));
     let calls = table.optional("calls").map_or(Some(CallsConfig::default()), |slot| calls(&slot));
     let headers = table.optional("headers").map_or(Some(HeadersConfig::default()), |slot| headers(&slot));
@@ -85,6 +86,7 @@ fn format(slot: &Slot<'_>) -> Option<FormatConfig> {
         final_text: final_text?,
         envelopes: envelopes?,
         parts: parts?,
+        named: named?,
         billing: billing?,
         calls: calls?,
         headers: headers?,

@@ -495,6 +495,7 @@ fn a_format_of_the_config_names_calls_headers_parts_and_what_has_a_price_of_its_
 input = [\"/in\"]
 envelopes = [\"/result\"]
 parts = { \"/usage/parts/*/type\" = [\"message\"] }
+named = { \"/usage/details/*/kind\" = [\"count\"] }
 calls = { each = [\"/messages/*\"], id = [\"/messages/*/id\"], turn_when = { \"/messages/*/type\" = [\"human\"] } }
 headers = { output = [\"x-out\"], reported_cost = [\"x-cost\"] }
 billing = { tier = [\"/tier\"], web_searches_when = { \"/items/*/type\" = [\"search\"] }, reported_cost = [\"/cost\"] }

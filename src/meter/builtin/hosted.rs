@@ -1,6 +1,6 @@
 //! The formats of clouds that host the models of others, in names of their own.
 
-use super::super::format::{FormatConfig, RequestConfig};
+use super::super::format::{BillingConfig, FormatConfig, RequestConfig};
 use super::super::usage::Merge;
 use super::lists::{list, places_first, unless, when};
 
@@ -142,6 +142,20 @@ pub(super) fn gemini_snake_case() -> FormatConfig {
         output: under("candidates_token_count"),
         reasoning: under("thoughts_token_count"),
         total: under("total_token_count"),
+        named: ["/usage_metadata", "/*/usage_metadata"]
+            .iter()
+            .flat_map(|usage| {
+                ["prompt", "candidates"].map(|side| format!("{usage}/{side}_tokens_details/*/modality"))
+            })
+            .map(|name| (name, list(&["token_count"])))
+            .collect(),
+        billing: BillingConfig {
+            audio_input: under("prompt_tokens_details/*/AUDIO"),
+            image_input: under("prompt_tokens_details/*/IMAGE"),
+            audio_output: under("candidates_tokens_details/*/AUDIO"),
+            image_output: under("candidates_tokens_details/*/IMAGE"),
+            ..BillingConfig::default()
+        },
         output_includes_reasoning: false,
         model: list(&["/model_version"]),
         error: list(&["/error"]),

@@ -73,6 +73,9 @@ pub(super) fn anthropic() -> FormatConfig {
     }
 }
 
+/// What Gemini parts by modality.
+const SIDES: [&str; 3] = ["prompt", "candidates", "response"];
+
 /// ai.google.dev/api/generate-content#UsageMetadata. The candidates' count leaves thoughts out; a tool's results are
 /// input that the prompt's count leaves out. Without `alt=sse` a stream is one array of the same objects.
 ///
@@ -90,6 +93,20 @@ pub(super) fn gemini() -> FormatConfig {
         reasoning: both("thoughtsTokenCount"),
         total: both("totalTokenCount"),
         output_includes_reasoning: false,
+        named: ["/usageMetadata", "/*/usageMetadata", "/response/usageMetadata"]
+            .iter()
+            .flat_map(|usage| SIDES.map(|side| format!("{usage}/{side}TokensDetails/*/modality")))
+            .map(|name| (name, list(&["tokenCount"])))
+            .collect(),
+        billing: BillingConfig {
+            audio_input: both("promptTokensDetails/*/AUDIO"),
+            image_input: both("promptTokensDetails/*/IMAGE"),
+            audio_output: [both("candidatesTokensDetails/*/AUDIO"), both("responseTokensDetails/*/AUDIO")]
+                .concat(),
+            image_output: [both("candidatesTokensDetails/*/IMAGE"), both("responseTokensDetails/*/IMAGE")]
+                .concat(),
+            ..BillingConfig::default()
+        },
         model: list(&["/modelVersion", "/*/modelVersion", "/response/modelVersion"]),
         calls: CallsConfig {
             each: list(&["/*"]),

@@ -67,6 +67,10 @@ pub struct FormatConfig {
     /// Lists that split the usage beside them into parts, as `/usage/iterations/*/type`, each with the names of parts
     /// that the usage already includes. Where a part has another name, the sum of all parts counts instead.
     pub parts: BTreeMap<String, Vec<String>>,
+    /// Pointers to a name in objects that each hold a name and a count, with the names of the members that may hold the
+    /// count, as `/usage/details/*/modality` and `["tokenCount"]`: read as if the object had a member of that name, so that a
+    /// count is `/usage/details/*/AUDIO`.
+    pub named: BTreeMap<String, Vec<String>>,
     /// What has a price of its own.
     pub billing: BillingConfig,
     /// How the model calls of one answer are told apart.
@@ -110,6 +114,7 @@ impl Default for FormatConfig {
             final_text: Vec::new(),
             envelopes: Vec::new(),
             parts: BTreeMap::new(),
+            named: BTreeMap::new(),
             billing: BillingConfig::default(),
             calls: CallsConfig::default(),
             headers: HeadersConfig::default(),

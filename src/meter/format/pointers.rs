@@ -103,6 +103,7 @@ impl FormatConfig {
             &mut all.error_unless,
             &mut all.end_when,
             &mut all.parts,
+            &mut all.named,
             &mut billing.web_searches_when,
             &mut calls.whole_when,
             &mut calls.turn_when,
@@ -122,8 +123,15 @@ impl FormatConfig {
     pub(super) fn reports_like(&self, other: &Self) -> bool {
         self.counts() == other.counts()
             && self.shape() == other.shape()
-            && (&self.envelopes, &self.parts, &self.billing, &self.calls, &self.headers)
-                == (&other.envelopes, &other.parts, &other.billing, &other.calls, &other.headers)
+            && (&self.envelopes, &self.parts, &self.named, &self.billing, &self.calls, &self.headers)
+                == (
+                    &other.envelopes,
+                    &other.parts,
+                    &other.named,
+                    &other.billing,
+                    &other.calls,
+                    &other.headers,
+                )
     }
 
     /// The keys of the counts that it has pointers for.
@@ -168,6 +176,15 @@ impl FormatConfig {
                 }
                 into.push((place, Action::Count(count)));
             }
+        }
+        for (pointer, counts) in &self.named {
+            let name = tokens("named", pointer)?;
+            let [object @ .., _] = &name[..] else { continue };
+            into.push((object.to_vec(), Action::Named));
+            for count in counts {
+                into.push(([object, &[count.clone()]].concat(), Action::NamedCount));
+            }
+            into.push((name, Action::Name));
         }
         for (pointer, names) in &self.billing.web_searches_when {
             let names = names.clone().into();

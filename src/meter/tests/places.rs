@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::billing::Tier;
+use crate::model::billing::{Billing, Tier};
 
 fn sides(body: &Value) -> (Option<u64>, Option<u64>) {
     let usage = read(JSON, &body.to_string()).usage;
@@ -89,6 +89,33 @@ fn all_that_a_format_points_at_may_stand_in_its_envelopes() {
     assert_eq!(text.parts().collect::<Vec<_>>(), ["un", "der"]);
     assert!(read(&[json!({"data": {"success": false}})]).failed);
     assert!(!read(&[json!({"data": {"success": true}})]).failed);
+}
+
+#[test]
+fn geminis_counts_by_modality_are_read_whatever_comes_first() {
+    let usage = |audio: Value| {
+        json!({"promptTokenCount": 1000, "candidatesTokenCount": 50, "totalTokenCount": 1050,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 40}, audio, {"tokenCount": 60, "modality": "IMAGE"}],
+            "candidatesTokensDetails": [{"modality": "AUDIO", "tokenCount": 30}, {"modality": "AUDIO"}, {"tokenCount": 7}]})
+    };
+    let body = |usage: Value| json!({"candidates": [{"content": {"parts": [{"text": "Hi."}]}}], "usageMetadata": usage});
+    let billing = |body: &Value| {
+        let Billing { audio_input, image_input, audio_output, image_output, .. } =
+            read(JSON, &body.to_string()).billing;
+        [audio_input, image_input, audio_output, image_output]
+    };
+    let expected = [Some(900), Some(60), Some(30), None];
+    assert_eq!(billing(&body(usage(json!({"modality": "AUDIO", "tokenCount": 900})))), expected);
+    assert_eq!(billing(&body(usage(json!({"tokenCount": 900, "modality": "AUDIO"})))), expected);
+    // Whole streams in one list, each event with the counts so far.
+    let event = body(usage(json!({"modality": "AUDIO", "tokenCount": 900})));
+    assert_eq!(billing(&json!([event, event])), expected);
+    let streamed = read(SSE, &format!("data: {event}\n\ndata: {event}\n\n")).billing;
+    assert_eq!((streamed.audio_input, streamed.audio_output), (Some(900), Some(30)));
+    // The dumps of Python's SDK.
+    let snake = json!({"usage_metadata": {"prompt_token_count": 1000, "candidates_token_count": 50,
+        "prompt_tokens_details": [{"modality": "AUDIO", "token_count": 900}]}});
+    assert_eq!(billing(&snake), [Some(900), None, None, None]);
 }
 
 fn with_headers(body: &Value, headers: &[(&str, &'static str)]) -> Reading {
