@@ -138,6 +138,7 @@ pub(super) fn render(response: &mut Response, problem: &Problem, request_id: &st
         Problem::Throttled { retry_after } => {
             let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Problem::DatabaseUnavailable | Problem::QueryTimeout => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));

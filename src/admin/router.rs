@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{self, ConnectInfo, MatchedPath, Request};
@@ -95,24 +95,9 @@ async fn admit(context: &Context, head: &Parts) -> Result<Caller, Problem> {
         return Err(Problem::Disabled);
     }
     let peer = peer(head);
-    // A call without credentials guesses nothing: it costs the address none of its attempts.
-    let guess = presents_any(headers);
-    let mut waited = false;
-    if guess {
-        match context.guesses.charge(peer, Instant::now()) {
-            Turn::Now => {}
-            Turn::After(wait) => {
-                waited = true;
-                tokio::time::sleep(wait).await;
-            }
-            Turn::Refuse(retry_after) => return Err(Problem::Throttled { retry_after }),
-        }
-    }
-    let role = context.keys.role(path, headers);
     let mut caller = Caller { role: None, peer, request_id: request_id_of(head) };
-    match role {
+    match context.keys.role(path, headers) {
         Ok(role) => {
-            context.guesses.refund(peer, Instant::now());
             caller.role = Some(role);
             if role.permits(&head.method) {
                 return Ok(caller);
@@ -120,15 +105,23 @@ async fn admit(context: &Context, head: &Parts) -> Result<Caller, Problem> {
             record(context, head, &caller, "a read-only token on a changing call");
             Err(Problem::Forbidden)
         }
-        Err(problem) => {
-            let reason = if guess { "wrong credentials" } else { "no credentials" };
-            record(context, head, &caller, reason);
-            Err(if waited {
-                Problem::Throttled { retry_after: std::time::Duration::from_secs(1) }
-            } else {
-                problem
-            })
+        // A call without credentials guesses nothing: it costs the address none of its attempts.
+        Err(problem) if !presents_any(headers) => {
+            record(context, head, &caller, "no credentials");
+            Err(problem)
         }
+        Err(problem) => match context.guesses.charge(peer, Instant::now()) {
+            Turn::Now => {
+                record(context, head, &caller, "wrong credentials");
+                Err(problem)
+            }
+            Turn::After(wait) => {
+                tokio::time::sleep(wait).await;
+                record(context, head, &caller, "wrong credentials");
+                Err(Problem::Throttled { retry_after: Duration::from_secs(1) })
+            }
+            Turn::Refuse(retry_after) => Err(Problem::Throttled { retry_after }),
+        },
     }
 }
 

@@ -1,13 +1,12 @@
-//! Limits guessing, for each address by itself.
+//! Limits guessing, for each address by itself. Only wrong attempts come here: a right token gets in whatever went before
+//! it, so that a guesser never locks out an operator who shares an address with it (a proxy, a NAT).
 //!
 //! 1. The first wrong guesses of an address ([`Pace::burst`]) are answered at once.
-//! 2. Past them every attempt of that address, right or wrong, waits for a turn before it is looked at; turns come
-//!    one every [`Pace::turn`]. Looking first and letting the right token through at once would be kinder, and would limit
-//!    nothing: it would tell a guesser all it wants to know.
-//! 3. An attempt whose turn is further away than [`Pace::patience`] is refused unseen. So an operator who shares an
-//!    address with a guesser is slowed, but gets in; a flood holds a bounded number of requests open.
-//! 4. A right token costs nothing.
-//! 5. Memory is bounded: past [`MAX_PEERS`] addresses with wrong guesses, the newcomers share one allowance.
+//! 2. Past them each is told that it was too many, and is answered when its turn comes; turns come one every [`Pace::turn`].
+//! 3. One whose turn is further away than [`Pace::patience`] is told so at once, and its connection ends. So a flood holds a
+//!    bounded number of requests open, and each further guess costs a connection. What keeps a token from being guessed is
+//!    its length: a short one is warned of.
+//! 4. Memory is bounded: past [`MAX_PEERS`] addresses with wrong guesses, the newcomers share one allowance.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How fast attempts may come.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// Attempts looked at without waiting.
+    /// Wrong attempts answered without waiting.
     pub(super) burst: u32,
     /// The time between two attempts past the burst, and what it takes to earn one of the burst back.
     pub(super) turn: Duration,
@@ -39,11 +38,11 @@ const MAX_PEERS: usize = 4096;
 /// What becomes of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Look at it now.
+    /// Answer it now.
     Now,
-    /// Look at it after this long.
+    /// Answer it after this long.
     After(Duration),
-    /// Don't look at it; there may be a turn after this long.
+    /// Have no more of its kind; there may be a turn after this long.
     Refuse(Duration),
 }
 
@@ -61,7 +60,7 @@ impl Throttle {
         Self { pace, paid: Mutex::default() }
     }
 
-    /// Charges an attempt of `peer`, unless it is refused. Give a right one back with [`Throttle::refund`].
+    /// Charges a wrong attempt of `peer`, unless it is refused.
     pub(super) fn charge(&self, peer: IpAddr, now: Instant) -> Turn {
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let peer = key(&mut paid, peer, now);
@@ -72,19 +71,6 @@ impl Throttle {
         }
         paid.insert(peer, due + self.pace.turn);
         if wait.is_zero() { Turn::Now } else { Turn::After(wait) }
-    }
-
-    /// Gives an attempt back that turned out right.
-    pub(super) fn refund(&self, peer: IpAddr, now: Instant) {
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = [network(peer), OVERFLOW].into_iter().find(|peer| paid.contains_key(peer));
-        let Some(peer) = known else { return };
-        if let Some(due) = paid.get_mut(&peer) {
-            *due = due.checked_sub(self.pace.turn).unwrap_or(now);
-            if *due <= now {
-                paid.remove(&peer);
-            }
-        }
     }
 }
 
@@ -143,12 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn a_right_token_costs_nothing_and_time_heals() {
+    fn time_heals() {
         let (throttle, now) = (Throttle::new(Pace::GUESSES), Instant::now());
-        for _ in 0..1000 {
-            assert_eq!(throttle.charge(PEER, now), Turn::Now);
-            throttle.refund(PEER, now);
-        }
         while throttle.charge(PEER, now) == Turn::Now {}
         assert_eq!(throttle.charge(PEER, now + TURN * (BURST + 8)), Turn::Now);
     }

@@ -318,6 +318,29 @@ async fn fault_94_guesses_are_limited_and_the_right_token_still_gets_in() {
 }
 
 #[tokio::test]
+async fn a_right_token_gets_in_at_once_amid_wrong_ones_from_its_address() {
+    let desk = Setup::new("postgres://nobody@127.0.0.1:1/none").open().await;
+    let quota = "/api/admin/tenants/tn_one/quota";
+    let guesses = futures_util::future::join_all(
+        (0..60).map(|_| desk.call("GET", quota, &[("authorization", "Bearer guess")], None)),
+    );
+    let right = async {
+        let mut statuses = Vec::new();
+        for _ in 0..5 {
+            statuses.push(desk.call("GET", quota, &[OPERATOR], None).await.status);
+            statuses.push(desk.call("GET", quota, &[VIEWER], None).await.status);
+        }
+        statuses.push(desk.call("POST", "/api/admin/metrics/aggregate", &[CRON], None).await.status);
+        statuses
+    };
+    let (guesses, statuses) = tokio::join!(guesses, right);
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert!(guesses.iter().all(|guess| [401, 429].contains(&guess.status)));
+    assert!(guesses.iter().any(|guess| guess.status == 429));
+    desk.close().await;
+}
+
+#[tokio::test]
 async fn fault_101_a_viewer_reads_and_changes_nothing() {
     let db = postgres::shared().migrated();
     let desk = Setup::new(db.url()).open().await;

@@ -25,6 +25,22 @@ async fn cost_counters(database: &Database<'_>) -> Vec<Value> {
 }
 
 #[tokio::test]
+async fn two_thousand_tenants_first_calls_at_once_are_all_served() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let (database, gateway) = started(&upstream, "").await;
+    let tenants: Vec<String> = (0..2_000).map(|n| format!("tn_first{n}")).collect();
+    let calls = tenants.iter().map(|tenant| gateway.ask(chat(tenant, "hi")));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    gateway.stop().await;
+    assert_eq!(
+        database.one("SELECT concat_ws(' ', count(*), count(DISTINCT tenant_id)) FROM tenant_usage_realtime"),
+        "2000 2000"
+    );
+}
+
+#[tokio::test]
 async fn a_limit_of_cost_refuses_by_price_and_speaks_in_dollars() {
     let usage = json!({"usage": {"prompt_tokens": 1_000, "completion_tokens": 0}});
     let upstream = Upstream::answering(move |_| answer(200).json(&usage)).await;

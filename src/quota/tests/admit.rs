@@ -247,11 +247,34 @@ async fn first_calls(
     patience: Duration,
 ) -> Vec<Result<Reservation, Denial>> {
     let (mut replica, plan) = (Replica::new(serve_alone), messages(LIMIT));
+    calls(
+        &mut replica,
+        &plan,
+        Amounts { chat_messages: 1, ..Amounts::default() },
+        count,
+        takes,
+        patience,
+        None,
+    )
+    .await
+}
+
+/// A call of each of `count` tenants at once, at `at` or now.
+async fn calls(
+    replica: &mut Replica,
+    plan: &Entitlement,
+    amounts: Amounts,
+    count: usize,
+    takes: Duration,
+    patience: Duration,
+    at: Option<Timestamp>,
+) -> Vec<Result<Reservation, Denial>> {
     let calls: Vec<_> = (0..count)
         .map(|number| {
             let (enforcer, plan) = (replica.enforcer.clone(), plan.clone());
             let tenant = tenant(&format!("tn_first{number:06}"));
-            tokio::spawn(async move { admit_of(&tenant, &enforcer, &plan, patience).await })
+            let at = at.unwrap_or_else(Timestamp::now);
+            tokio::spawn(async move { enforcer.admit(&tenant, &plan, amounts, true, at, patience).await })
         })
         .collect();
     let calls = join_all(calls);
@@ -271,6 +294,25 @@ async fn first_calls(
 async fn ten_thousand_tenants_first_calls_at_once_are_all_served_by_their_leases() {
     let outcomes = first_calls(true, 10_000, Duration::from_millis(10), LONG).await;
     assert!(outcomes.iter().all(|outcome| outcome.as_ref().is_ok_and(|taken| !taken.is_unleased())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_turn_of_a_minute_refuses_none_of_a_hundred_thousand_tenants() {
+    const TENANTS: usize = 100_000;
+    let minutely: Dimension = "api_calls_per_minute".parse().unwrap();
+    let (mut replica, plan) = (Replica::new(true), limited(&[(minutely, Some(30))]));
+    let call = Amounts { api_calls: 1, ..Amounts::default() };
+    let now = Timestamp::now();
+    let turn = minutely.window.span(&plan.zone, now).end;
+    let takes = Duration::from_millis(1);
+    for at in [now, turn] {
+        let outcomes = calls(&mut replica, &plan, call, TENANTS, takes, LONG, Some(at)).await;
+        for outcome in outcomes {
+            let reservation = outcome.expect("nobody is refused");
+            assert!(!reservation.is_unleased());
+            reservation.settle(call);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
