@@ -16,11 +16,13 @@ mod health;
 mod inherited;
 mod jobs;
 mod leases;
+mod look_ups;
 mod notices;
 mod offline;
 mod overrides;
 mod plan_changes;
 mod policy;
+mod reassign;
 mod reload;
 mod reprice;
 mod what_if;
@@ -51,7 +53,7 @@ pub use self::what_if::{Refusals, Replayed, WhatIf};
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
-use crate::proxy::{Core, Drains, Listener, Proxy};
+use crate::proxy::{self, Core, Drains, Listener, Proxy, Strangers};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::Journal;
 use crate::settings::Settings;
@@ -77,6 +79,7 @@ pub struct Gateway {
     address: SocketAddr,
     admin_address: SocketAddr,
     drain_timeout: Duration,
+    core: Arc<Core>,
     proxy: Proxy,
     journal: Arc<Journal>,
     live: Arc<Live>,
@@ -121,7 +124,7 @@ impl Gateway {
         let store = Store::new(&config)
             .map_err(|error| settings.fault("database.url", error.to_string()))?
             .with_replica_id(&replica_id);
-        let directory = directory(&settings, &store, &metrics)?;
+        let (directory, service) = directory(&settings, &store, &metrics)?;
 
         let enforcer = Enforcer::new(metrics.clone());
         journal.replay(&mut |record| match record {
@@ -136,6 +139,8 @@ impl Gateway {
             directory,
             overrides,
             enforcer: enforcer.clone(),
+            strangers: Strangers::default(),
+            refusals: proxy::Refusals::default(),
             recorder,
             counter: Counter::start(1, COUNT_QUEUE),
             metrics: metrics.clone(),
@@ -151,6 +156,9 @@ impl Gateway {
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
         let live = Arc::new(Live::new(journal.clone(), enforcer.clone()));
+        let look_ups = look_ups::Watch::new(core.clone(), live.clone(), service, &settings);
+        let look_ups = look_ups.first_look(&settings).await?;
+        background.spawn(look_ups.run(stop.clone()));
         let notices = Notices::new(store.clone());
         let joined = leases::Joined {
             enforcer: &enforcer,
@@ -175,6 +183,7 @@ impl Gateway {
             notices.subscribe(),
             stop.clone(),
         ));
+        background.spawn(reassign::run(store.clone(), core.clone(), live.clone(), stop.clone()));
         background.spawn(notices.run(live.hydrated(), stop.clone()));
         background.spawn(plan_changes::record(store.clone(), core.clone(), stop.clone()));
 
@@ -200,7 +209,8 @@ impl Gateway {
         if let Some(alerting) = settings.alerts.clone() {
             alerts::start(alerting, &settings, &store, &metrics, &live, &background, &stop)?;
         }
-        background.spawn(jobs::evict(enforcer.clone(), stop.clone()));
+        background.spawn(jobs::record_refusals(core.clone(), stop.clone()));
+        background.spawn(jobs::evict(core.clone(), stop.clone()));
 
         let quota = quota_source(core.clone(), store.clone());
         let state = admin::State {
@@ -221,13 +231,14 @@ impl Gateway {
         background.spawn(reload::watch(settings.clone(), core.clone(), stop.clone()));
 
         let address = listener.address();
-        let proxy = Proxy::start(listener, core).map_err(anyhow::Error::msg)?;
+        let proxy = Proxy::start(listener, core.clone()).map_err(anyhow::Error::msg)?;
         live.serving();
         let drain_timeout = settings.server.drain_timeout;
         Ok(Self {
             address,
             admin_address,
             drain_timeout,
+            core,
             proxy,
             journal,
             live,
@@ -269,6 +280,9 @@ impl Gateway {
             }
         };
         self.proxy.stop(limit).await;
+        for records in self.core.refusals.all() {
+            drop(self.core.recorder.record(records));
+        }
         // Every settlement is with the recorder now.
         self.shipped.cancel();
         self.shipping.await.context("the shipper ended in a panic")?;
@@ -297,15 +311,21 @@ impl Gateway {
     }
 }
 
-fn directory(settings: &Settings, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Directory>> {
-    let source: Arc<dyn TenantSource> = match &settings.service_database {
-        Some(config) => Arc::new(
-            Store::new(config).map_err(|error| settings.fault("service_database.url", error.to_string()))?,
-        ),
-        None => Arc::new(store.clone()),
+/// The look-ups, and the database that they go to.
+fn directory(
+    settings: &Settings,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Arc<Directory>, Store)> {
+    let service = match &settings.service_database {
+        Some(config) => {
+            Store::new(config).map_err(|error| settings.fault("service_database.url", error.to_string()))?
+        }
+        None => store.clone(),
     };
     let runtime = tokio::runtime::Handle::current();
-    Ok(Directory::new(settings.directory.clone(), Some(source), runtime, metrics.clone()))
+    let source: Arc<dyn TenantSource> = Arc::new(service.clone());
+    Ok((Directory::new(settings.directory.clone(), Some(source), runtime, metrics.clone()), service))
 }
 
 /// How a tenant stands, for the admin API: its plan looked up as the data path does.

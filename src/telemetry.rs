@@ -120,6 +120,8 @@ pub struct Metrics {
     pub counts_estimated: Counter,
     /// Look-ups in the service's database, by `answer`: hit, known, absent, stale, unavailable.
     pub look_ups: Family<Label, Counter>,
+    /// Look-ups of the config that the service's database can never answer.
+    pub look_ups_broken: Gauge,
     /// Records handed to the journal.
     pub events_queued: Counter,
     /// Records written to Postgres.
@@ -260,6 +262,12 @@ impl Metrics {
             alert_looks: add(r, "alert_looks", "Looks for alerts, by result", Family::default()),
             alert_deliveries: add(r, "alert_deliveries", "Tries to deliver an alert", Family::default()),
             counts_estimated: add(r, "counts_estimated", "Counts estimated under load", Counter::default()),
+            look_ups_broken: add(
+                r,
+                "look_ups_broken",
+                "Look-ups of the config that the service's database can never answer, or hides all rows from",
+                Gauge::default(),
+            ),
             look_ups: add(r, "look_ups", "Tenant and plan look-ups, by answer", Family::default()),
             events_queued: add(r, "events_queued", "Records handed to the journal", Counter::default()),
             events_written: add(r, "events_written", "Records written to Postgres", Counter::default()),

@@ -292,6 +292,7 @@ fn refusal(refused: &Refused) -> Value {
         "status": refused.status,
         "replicaId": refused.replica_id,
         "refusedBy": by,
+        "refusals": refused.metadata["refusals"].as_u64().unwrap_or(1),
         "limit": why["limit"],
         "used": why["used"],
         "needed": why["needed"],

@@ -24,7 +24,7 @@ pub(super) fn source(core: Arc<Core>, store: Store, quota: QuotaSource) -> Expla
                     None => ServicePlan::NotAsked,
                     Some(Answer::Known(plan)) => ServicePlan::Known(plan.as_ref().to_owned()),
                     Some(Answer::Absent) => ServicePlan::Absent,
-                    Some(Answer::Unavailable) => ServicePlan::Unavailable,
+                    Some(Answer::Unavailable(_)) => ServicePlan::Unavailable,
                 },
                 default_plan: plans.default_plan().clone(),
                 plan_limits: plan.map_or_else(|| Arc::new(Limits::unlimited()), |plan| plan.limits.clone()),

@@ -26,9 +26,19 @@ pub(super) struct Database {
     pub(super) detail: String,
 }
 
+/// What is wrong with the look-ups in the service's database.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LookUps {
+    /// Calls suffer from it.
+    pub(super) degraded: bool,
+    /// A sentence each.
+    pub(super) faults: Vec<String>,
+}
+
 /// The gateway's health.
 #[derive(Debug)]
 pub(super) struct Live {
+    look_ups: watch::Sender<LookUps>,
     phase: AtomicU8,
     database: watch::Sender<Database>,
     journal: Arc<Journal>,
@@ -39,7 +49,13 @@ impl Live {
     pub(super) fn new(journal: Arc<Journal>, enforcer: Arc<Enforcer>) -> Self {
         let unknown =
             Database { up: false, hydrated: false, refusing: false, detail: "not reached yet".into() };
-        Self { phase: AtomicU8::new(STARTING), database: watch::Sender::new(unknown), journal, enforcer }
+        Self {
+            look_ups: watch::Sender::default(),
+            phase: AtomicU8::new(STARTING),
+            database: watch::Sender::new(unknown),
+            journal,
+            enforcer,
+        }
     }
 
     pub(super) fn serving(&self) {
@@ -48,6 +64,14 @@ impl Live {
 
     pub(super) fn draining(&self) {
         self.phase.store(DRAINING, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_look_ups(&self, now: LookUps) {
+        self.look_ups.send_replace(now);
+    }
+
+    pub(super) fn look_ups_are_wrong(&self) -> bool {
+        !self.look_ups.borrow().faults.is_empty()
     }
 
     pub(super) fn database(&self) -> Database {
@@ -85,16 +109,24 @@ impl Live {
             Footing::OnItsOwn => "on_its_own",
             Footing::CutOff => "cut_off",
         };
+        let look_ups = self.look_ups.borrow().clone();
+        let looking = match (look_ups.faults.is_empty(), look_ups.degraded) {
+            (true, _) => "ok",
+            (false, false) => "no_tables",
+            (false, true) => "broken",
+        };
         let part = |name, state, detail: &str| Part { name, state, detail: detail.to_owned() };
         let parts = vec![
             part("database", if database.up { "ok" } else { "down" }, &database.detail),
             part("quotas", if database.hydrated { leases } else { "unhydrated" }, ""),
             part("journal", if journal.healthy { "ok" } else { "failing" }, &describe(&journal)),
+            part("look_ups", looking, &look_ups.faults.join("; ")),
         ];
         let status = match self.phase.load(Ordering::Relaxed) {
             STARTING => Status::Starting,
             DRAINING => Status::Draining,
             _ if database.refusing => Status::Refusing,
+            _ if look_ups.degraded => Status::Degraded,
             _ if database.up && database.hydrated && leases == "ok" && journal.healthy => Status::Ok,
             _ => Status::Degraded,
         };

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Live;
 use crate::admin;
-use crate::quota::Enforcer;
+use crate::proxy::Core;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{AuditHead, Metrics, bump};
 
@@ -116,11 +116,31 @@ async fn maintain(store: &Store, metrics: &Metrics) -> Result<Map<String, Value>
     }
 }
 
-/// Forgets idle tenants every minute, until `stop`.
-pub(super) async fn evict(enforcer: Arc<Enforcer>, stop: CancellationToken) {
+/// Between two looks for refusals whose minute is over.
+const REFUSALS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Records the refusals of each minute that were summed, until `stop`. The last ones are the stop's to record.
+pub(super) async fn record_refusals(core: Arc<Core>, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(EVICT_INTERVAL) => enforcer.evict(jiff::Timestamp::now()),
+            () = tokio::time::sleep(REFUSALS_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+        for records in core.refusals.due(jiff::Timestamp::now()) {
+            drop(core.recorder.record(records));
+        }
+    }
+}
+
+/// Forgets idle tenants every minute, until `stop`.
+pub(super) async fn evict(core: Arc<Core>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVICT_INTERVAL) => {
+                let now = jiff::Timestamp::now();
+                core.enforcer.evict(now);
+                core.strangers.evict(now);
+            }
             () = stop.cancelled() => return,
         }
     }

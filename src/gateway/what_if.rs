@@ -169,7 +169,9 @@ impl Stage<'_> {
                 self.run = Some(self.open(&call.tenant).await);
             }
             if let Some(mut run) = self.run.take() {
-                self.play(&mut run, &call);
+                for _ in 0..call.times {
+                    self.play(&mut run, &call);
+                }
                 self.run = Some(run);
             }
         }

@@ -15,6 +15,10 @@ use super::tokens::{TokenSource, TokenUsage};
 /// where the event does not tell by itself.
 pub const ASKED: &str = "asked";
 
+/// The name in the metadata of a refusal's usage event, and in the values of its audit events, of how many refusals it
+/// stands for. Where there is none, it is one.
+pub const REFUSALS: &str = "refusals";
+
 /// The name in a usage event's metadata of the tokens that its quotas were charged, where they are more than
 /// [`UsageEvent::tokens_consumed`]: a client that leaves is charged at least what was reserved.
 pub const CHARGED_TOKENS: &str = "charged_tokens";

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The longest tenant id accepted, in bytes. The service's own ids are UUIDs (36) or `tn_` and up to 32 more.
 pub const MAX_TENANT_ID_BYTES: usize = 128;
 
+/// Who is charged for sessions that could not be looked up, all of them together; also the plan that says how much.
+pub const UNRESOLVED: &str = "unresolved";
+
 /// A tenant's id: 1 to [`MAX_TENANT_ID_BYTES`] bytes of `[A-Za-z0-9_.:@-]`.
 ///
 /// The service uses UUIDs and `tn_[a-z0-9]{5,32}`; other services have other habits, so the alphabet is what is
@@ -29,6 +32,16 @@ impl TenantId {
             return Err(InvalidTenantId);
         }
         Ok(Self(text.into()))
+    }
+
+    /// [`UNRESOLVED`].
+    pub fn unresolved() -> Self {
+        Self(UNRESOLVED.into())
+    }
+
+    /// Whether it stands for sessions that could not be looked up.
+    pub fn is_unresolved(&self) -> bool {
+        self.as_str() == UNRESOLVED
     }
 
     /// The id as text.

@@ -119,6 +119,9 @@ pub struct IdentifyConfig {
     pub sources: Vec<SourceConfig>,
     /// Whether a request that no source names is passed through unmetered instead of refused.
     pub pass_unidentified: bool,
+    /// Whether a session that the service does not have is answered as the service answers it (404), and not as any other
+    /// request that names no tenant.
+    pub unknown_session_not_found: bool,
     /// Peers whose tenant header is believed.
     pub trust_header_from: Vec<IpNet>,
     /// The look-up of a tenant's plan.
@@ -174,6 +177,9 @@ pub struct RouteConfig {
     pub path_match: PathMatch,
     /// What quotas do.
     pub enforce: Enforce,
+    /// Whether its tenants are held to their quotas for it and charged. Not where anyone can name any tenant: what is
+    /// false is recorded, and leaves every quota alone.
+    pub charge: bool,
     /// The answer format, by name.
     pub format: String,
     /// Which model prices it where its answer names none.

@@ -8,18 +8,20 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
-use super::config::{IdentifyConfig, RouteConfig, ServerConfig, UpstreamConfig};
+use super::config::{IdentifyConfig, RouteConfig, ServerConfig, SourceConfig, UpstreamConfig};
 use super::drain::Drains;
 use super::identify::Rules;
+use super::refusals::Refusals;
 use super::route::Table;
+use super::strangers::Strangers;
 use crate::meter::Counter;
 use crate::meter::{self, Formats};
 use crate::model::price::PriceTable;
-use crate::model::tenant::TenantId;
+use crate::model::tenant::{TenantId, UNRESOLVED};
 use crate::quota::{Enforcer, Entitlement, Overrides, Plans};
 use crate::record::Recorder;
 use crate::telemetry::Metrics;
-use crate::tenant::{Answer, Directory};
+use crate::tenant::{Answer, Directory, Fault};
 
 /// What a reload can change.
 #[derive(Debug)]
@@ -29,7 +31,11 @@ pub struct Policy {
     pub(crate) plans: Arc<Plans>,
     pub(crate) prices: PriceTable,
     pub(crate) meter: meter::Config,
+    look_ups: Vec<(String, Arc<str>)>,
 }
+
+/// The config key of the look-up of plans.
+const PLAN_QUERY: &str = "tenant.plan_query";
 
 /// What a policy is made of.
 #[derive(Debug)]
@@ -72,6 +78,7 @@ impl PolicyError {
 impl Policy {
     /// Checks and compiles a policy.
     pub fn new(parts: PolicyParts<'_>) -> Result<Self, PolicyError> {
+        let look_ups = look_ups(&parts);
         let mut rules = Rules::new(parts.identify, &[]).map_err(PolicyError::Sources)?;
         for route in parts.routes {
             rules.also_strip(route.sources.iter().flatten()).map_err(PolicyError::Routes)?;
@@ -84,27 +91,66 @@ impl Policy {
             plans: parts.plans,
             prices: parts.prices,
             meter: parts.meter,
+            look_ups,
         })
+    }
+
+    /// The look-ups in the service's database, each with the config key that it is from; each query once.
+    pub fn look_ups(&self) -> impl Iterator<Item = (&str, &Arc<str>)> {
+        self.look_ups.iter().map(|(key, query)| (key.as_str(), query))
+    }
+
+    /// Those of them that find a session's tenant.
+    pub fn session_look_ups(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.look_ups().filter(|(key, _)| *key != PLAN_QUERY).map(|(_, query)| query)
     }
 }
 
+fn look_ups(parts: &PolicyParts<'_>) -> Vec<(String, Arc<str>)> {
+    let query = |source: &SourceConfig| match source {
+        SourceConfig::Session { query, .. } => Some(query.clone()),
+        _ => None,
+    };
+    let plan = parts.identify.plan_query.clone().map(|query| (PLAN_QUERY.to_owned(), query));
+    let lists = [("tenant".to_owned(), &parts.identify.sources)];
+    let own = parts.routes.iter().enumerate();
+    let own = own.filter_map(|(at, route)| Some((format!("routes[{at}]"), route.sources.as_ref()?)));
+    let sessions = lists.into_iter().chain(own).flat_map(|(owner, sources)| {
+        let key = move |at| format!("{owner}.sources[{at}].session.query");
+        sources.iter().enumerate().filter_map(move |(at, source)| Some((key(at), query(source)?)))
+    });
+    let mut all: Vec<(String, Arc<str>)> = Vec::new();
+    for (key, query) in plan.into_iter().chain(sessions) {
+        if !all.iter().any(|(_, known)| *known == query) {
+            all.push((key, query));
+        }
+    }
+    all
+}
+
 impl Policy {
-    /// A tenant's limits under this policy.
+    /// A tenant's limits under this policy, and whether they are a guess: the service's database is too busy to say which
+    /// plan it is on.
     pub(crate) async fn entitlement(
         &self,
         directory: &Arc<Directory>,
         tenant: &TenantId,
         now: Timestamp,
-    ) -> Entitlement {
-        let plan = match self.service_plan(directory, tenant).await {
+    ) -> (Entitlement, bool) {
+        let said = self.service_plan(directory, tenant).await;
+        let guessed = said == Some(Answer::Unavailable(Fault::Busy));
+        let plan = match said {
             Some(Answer::Known(plan)) => Some(plan),
-            Some(Answer::Absent | Answer::Unavailable) | None => None,
+            Some(Answer::Absent | Answer::Unavailable(_)) | None => None,
         };
-        self.plans.entitlement(tenant, plan.as_deref(), now)
+        (self.plans.entitlement(tenant, plan.as_deref(), now), guessed)
     }
 
     /// What the service's database, or the last that it said, has as a tenant's plan; `None`: it is not asked.
     async fn service_plan(&self, directory: &Arc<Directory>, tenant: &TenantId) -> Option<Answer> {
+        if tenant.is_unresolved() {
+            return Some(Answer::Known(UNRESOLVED.into()));
+        }
         let query = self.rules.plan_query.as_ref()?;
         Some(directory.look_up(query, tenant.as_str()).await)
     }
@@ -121,6 +167,10 @@ pub struct Core {
     pub overrides: Arc<Overrides>,
     /// What is left.
     pub enforcer: Arc<Enforcer>,
+    /// What is left to client addresses whose sessions can't be looked up.
+    pub strangers: Strangers,
+    /// Refusals that are recorded together.
+    pub refusals: Refusals,
     /// What happened.
     pub recorder: Recorder,
     /// Counts text off the reactor.
@@ -153,6 +203,6 @@ impl Core {
     /// A tenant's limits: its plan by the service's database or the last that it said, else the default plan.
     pub async fn entitlement(&self, tenant: &TenantId, now: Timestamp) -> (Entitlement, Arc<Plans>) {
         let policy = self.policy.load_full();
-        (policy.entitlement(&self.directory, tenant, now).await, policy.plans.clone())
+        (policy.entitlement(&self.directory, tenant, now).await.0, policy.plans.clone())
     }
 }

@@ -21,6 +21,7 @@ use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};
+use super::refusals::Weighed;
 use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
@@ -28,6 +29,8 @@ use super::tap::tap;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
+use crate::model::tenant::TenantId;
+use crate::quota::Entitlement;
 use crate::record::Hub;
 
 /// Everything that one metered request needs.
@@ -51,7 +54,10 @@ impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
     pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
         let idle = self.core.upstream.idle_timeout;
-        let read = inspect::read(&head.headers, body, &self.route.config, idle).await?;
+        let read = match inspect::read(&head.headers, body, &self.route.config, idle).await {
+            Ok(read) => read,
+            Err(failure) => return Err(self.unread(failure, &head).await),
+        };
         let inspected = self.inspect(&read);
         let tenancy = match self.identify(&head, inspected.as_ref()).await {
             Ok(tenancy) => tenancy,
@@ -60,12 +66,12 @@ impl Exchange<'_> {
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
         };
-        let entitlement = match &tenancy {
+        let (entitlement, guessed) = match &tenancy {
             Tenancy::Known(identity) => {
-                let (directory, now) = (&self.core.directory, self.arrival.at);
-                Some(self.policy.entitlement(directory, &identity.tenant, now).await)
+                let (entitlement, guessed) = self.entitlement(&identity.tenant).await;
+                (Some(entitlement), guessed)
             }
-            Tenancy::InAnswer => None,
+            Tenancy::InAnswer => (None, false),
         };
 
         let subject = self.subject(&head, tenancy, inspected, &read);
@@ -82,13 +88,14 @@ impl Exchange<'_> {
             return Err(Failure::TenantBlocked);
         }
         // Where quotas are only watched, nobody is refused for want of them.
-        let enforced = entitlement.is_some() && self.route.config.enforce == Enforce::Hard;
+        let config = &self.route.config;
+        let enforced = entitlement.is_some() && config.charge && config.enforce == Enforce::Hard;
         if enforced && self.core.refusing.load(Ordering::Relaxed) {
             settlement.unavailable();
             return Err(Failure::QuotaUnavailable);
         }
         if let Some(entitlement) = &entitlement {
-            settlement.reserve(entitlement).await?;
+            settlement.reserve(entitlement, guessed).await?;
         }
 
         let mut request = forwarded(head, read.forward, &self.policy);
@@ -150,6 +157,20 @@ impl Exchange<'_> {
         Ok(Response::from_parts(answer, body.into()))
     }
 
+    /// A request whose body can't be read or is too large leaves a row, where its tenant is known without it.
+    async fn unread(&mut self, failure: Failure, head: &Parts) -> Failure {
+        let why = match failure {
+            Failure::BodyTooLarge { .. } | Failure::UnsupportedEncoding => failure.code(),
+            _ => return failure,
+        };
+        let Ok(tenancy @ Tenancy::Known(_)) = self.identify(head, None).await else { return failure };
+        let subject = self.subject(head, tenancy, None, &ReadBody::unread(why));
+        let (core, hub) = (self.core.clone(), self.hub.clone());
+        Settlement::open(core, hub, self.policy.clone(), self.route.clone(), subject, self.arrival)
+            .rejected(why, failure.status().as_u16());
+        failure
+    }
+
     fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let plain = read.plain.as_ref()?;
@@ -165,6 +186,15 @@ impl Exchange<'_> {
             segments: &self.segments,
         };
         self.route.sources.identify(&evidence, &self.core.directory).await
+    }
+
+    /// The tenant's limits, and whether they are a guess. Where it is not charged, only whether it is blocked matters.
+    async fn entitlement(&self, tenant: &TenantId) -> (Entitlement, bool) {
+        let now = self.arrival.at;
+        if !self.route.config.charge {
+            return (self.policy.plans.entitlement(tenant, None, now), false);
+        }
+        self.policy.entitlement(&self.core.directory, tenant, now).await
     }
 
     async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
@@ -192,8 +222,13 @@ impl Exchange<'_> {
                 segments: &self.segments,
                 request: &[],
             };
-            let event = audit::tenant_mismatch(&trail, session);
-            drop(self.core.recorder.record([Record::Audit(Box::new(event))].into_iter().collect()));
+            let record =
+                || [Record::Audit(Box::new(audit::tenant_mismatch(&trail, session)))].into_iter().collect();
+            match self.core.refusals.weigh(token, "tenant_mismatch", Timestamp::now()) {
+                Weighed::Each => drop(self.core.recorder.record(record())),
+                Weighed::First(key) => self.core.refusals.begin(&key, record()),
+                Weighed::Summed => {}
+            }
         }
         rejection.failure()
     }
@@ -205,21 +240,25 @@ impl Exchange<'_> {
         inspected: Option<Inspected>,
         read: &ReadBody,
     ) -> Subject {
-        let (tenant, provisional, bearer) = match tenancy {
-            Tenancy::Known(Identity { tenant, provisional, bearer }) => (Some(tenant), provisional, bearer),
-            Tenancy::InAnswer => (None, false, None),
+        let (tenant, unresolved, bearer) = match tenancy {
+            Tenancy::Known(Identity { tenant, unresolved, bearer }) => (Some(tenant), unresolved, bearer),
+            Tenancy::InAnswer => (None, None, None),
         };
         let values = match (self.route.audit.request(), &read.plain) {
             (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
             _ => Vec::new(),
         };
         let not_json = inspected.is_none() && read.plain.as_ref().is_some_and(|plain| !plain.is_empty());
-        let inspected = inspected.unwrap_or_default();
+        let mut inspected = inspected.unwrap_or_default();
+        // By it the row finds its tenant later.
+        if let Some(session) = unresolved.as_deref() {
+            inspected.session = Some(session.to_owned());
+        }
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         Subject {
             tenant,
-            provisional,
+            unresolved: unresolved.is_some(),
             bearer,
             segments: std::mem::take(&mut self.segments),
             values,

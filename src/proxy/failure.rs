@@ -31,16 +31,22 @@ pub(crate) enum Failure {
     UnsupportedEncoding,
     /// No source named a tenant.
     TenantUnidentified(&'static str),
+    /// The service has no such session.
+    SessionUnknown,
     /// A bearer token that does not verify.
     TokenInvalid,
     /// A token that contradicts the session.
     TenantMismatch,
     /// An operator has blocked the tenant.
     TenantBlocked,
+    /// The service's database can't say just now whose call it is, or what its tenant may use.
+    TenantUnavailable,
     /// Over quota.
     OverQuota(Box<Refusal>),
     /// No connection to the upstream, or it broke before an answer.
     UpstreamUnreachable,
+    /// What the upstream answered is not HTTP as it should be; in the parser's words, for the log.
+    UpstreamInvalid(Box<str>),
     /// The upstream took too long to answer.
     UpstreamTimeout,
     /// The gateway is stopping.
@@ -52,8 +58,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn side(&self) -> Side {
         match self {
-            Failure::UpstreamUnreachable | Failure::UpstreamTimeout => Side::Upstream,
-            Failure::Draining | Failure::QuotaUnavailable => Side::Us,
+            Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) | Failure::UpstreamTimeout => {
+                Side::Upstream
+            }
+            Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => Side::Us,
             _ => Side::Client,
         }
     }
@@ -64,6 +72,7 @@ impl Failure {
                 StatusCode::BAD_REQUEST
             }
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
+            Failure::SessionUnknown => StatusCode::NOT_FOUND,
             Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -71,9 +80,11 @@ impl Failure {
             // Not 429: no waiting and no other plan helps, and a widget must not be told to try again.
             Failure::TenantMismatch | Failure::TenantBlocked => StatusCode::FORBIDDEN,
             Failure::OverQuota(_) => StatusCode::TOO_MANY_REQUESTS,
-            Failure::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) => StatusCode::BAD_GATEWAY,
             Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Failure::Draining | Failure::QuotaUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -87,9 +98,11 @@ impl Failure {
             Failure::BodyTooLarge { .. } => "body_too_large",
             Failure::UnsupportedEncoding => "unsupported_encoding",
             Failure::TenantUnidentified(_) => "tenant_unidentified",
+            Failure::SessionUnknown => "session_not_found",
             Failure::TokenInvalid => "token_invalid",
             Failure::TenantMismatch => "tenant_mismatch",
             Failure::TenantBlocked => "tenant_blocked",
+            Failure::TenantUnavailable => "tenant_unavailable",
             Failure::OverQuota(refusal)
                 if matches!(refusal.standing.dimension.window, Window::Minute | Window::Moment) =>
             {
@@ -97,35 +110,60 @@ impl Failure {
             }
             Failure::OverQuota(_) => "quota_exceeded",
             Failure::UpstreamUnreachable => "upstream_unreachable",
+            Failure::UpstreamInvalid(_) => "upstream_invalid",
             Failure::UpstreamTimeout => "upstream_timeout",
             Failure::Draining => "draining",
             Failure::QuotaUnavailable => "quota_unavailable",
         }
     }
 
-    /// The sentence that people read.
-    pub(crate) fn message(&self) -> String {
+    /// The sentence that visitors read, who know of no tenants, tokens or gateways. Some are the service's own words, which
+    /// its widget knows.
+    pub(crate) fn message(&self) -> &'static str {
         match self {
-            Failure::Malformed(why) => format!("Bad request: {why}."),
-            Failure::MethodRefused => "This method is not allowed here.".into(),
-            Failure::BodyBroken => "The request body ended before it was complete.".into(),
-            Failure::BodyTimeout => "The request body took too long to arrive.".into(),
-            Failure::BodyTooLarge { limit } => format!("The request body is larger than {limit} bytes."),
+            Failure::Malformed(_) => "This request could not be understood.",
+            Failure::MethodRefused => "This can't be done here.",
+            Failure::BodyBroken => "Your message did not arrive whole. Please send it again.",
+            Failure::BodyTimeout => "Your message took too long to arrive. Please send it again.",
+            Failure::BodyTooLarge { .. } => "This is too large to be sent.",
+            Failure::UnsupportedEncoding => "This request could not be read.",
+            Failure::TenantUnidentified(_) => {
+                "It is not clear whom this is for. Please reload the page and try again."
+            }
+            Failure::SessionUnknown => "Session not found",
+            Failure::TokenInvalid => "Your access has expired. Please reload the page and try again.",
+            Failure::TenantMismatch => "This chat is not yours. Please reload the page and try again.",
+            Failure::TenantBlocked => "This account is blocked. Please contact support.",
+            Failure::TenantUnavailable | Failure::QuotaUnavailable => {
+                "This can't be answered right now. Please try again in a moment."
+            }
+            Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded",
+            Failure::OverQuota(_) => "Quota exceeded. Please upgrade your plan.",
+            Failure::UpstreamUnreachable => "The service could not be reached. Please try again.",
+            Failure::UpstreamInvalid(_) => "The service did not answer as it should. Please try again.",
+            Failure::UpstreamTimeout => "The service took too long to answer. Please try again.",
+            Failure::Draining => "The service is restarting. Please try again.",
+        }
+    }
+
+    /// What who wrote the client should know, where the sentence for visitors does not say it. Nothing of ours or of the
+    /// service behind.
+    pub(crate) fn detail(&self) -> Option<String> {
+        Some(match self {
+            Failure::Malformed(why) => (*why).to_owned(),
+            Failure::MethodRefused => "the method is not allowed".into(),
+            Failure::BodyBroken => "the request body ended before it was complete".into(),
+            Failure::BodyTimeout => "the request body took too long to arrive".into(),
+            Failure::BodyTooLarge { limit } => format!("the request body is larger than {limit} bytes"),
             Failure::UnsupportedEncoding => {
-                "The request body's Content-Encoding is not supported: send it as gzip, deflate, br, zstd or plain."
+                "the request body's Content-Encoding is not supported: send it as gzip, deflate, br, zstd or plain"
                     .into()
             }
-            Failure::TenantUnidentified(why) => format!("The tenant of this call could not be named: {why}."),
-            Failure::TokenInvalid => "The bearer token is invalid or has expired.".into(),
-            Failure::TenantMismatch => "The bearer token does not belong to this session's tenant.".into(),
-            Failure::TenantBlocked => "This account is blocked. Please contact support.".into(),
-            Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded".into(),
-            Failure::OverQuota(_) => "Quota exceeded. Please upgrade your plan.".into(),
-            Failure::UpstreamUnreachable => "The service could not be reached. Please try again.".into(),
-            Failure::UpstreamTimeout => "The service took too long to answer. Please try again.".into(),
-            Failure::Draining => "The gateway is restarting. Please try again.".into(),
-            Failure::QuotaUnavailable => "Quotas can't be checked right now. Please try again.".into(),
-        }
+            Failure::TenantUnidentified(why) => format!("the tenant of this call could not be named: {why}"),
+            Failure::TokenInvalid => "the bearer token is invalid or has expired".into(),
+            Failure::TenantMismatch => "the bearer token does not belong to this session's tenant".into(),
+            _ => return None,
+        })
     }
 
     /// Whether the client's connection ends with the answer: the rest of its body is unread, or what follows it need

@@ -19,10 +19,13 @@ use super::failure::Failure;
 use super::headers::is_in;
 use crate::meter::Inspected;
 use crate::model::tenant::TenantId;
-use crate::tenant::{Answer, Directory};
+use crate::tenant::{Answer, Directory, Fault};
 
 /// Clocks of token issuers may differ from ours by so many seconds.
 const JWT_LEEWAY_SECONDS: u64 = 30;
+
+/// Why a session names no tenant.
+const UNKNOWN_SESSION: &str = "its session is not known";
 
 /// The sources, ready for use.
 #[derive(Debug)]
@@ -31,6 +34,7 @@ pub(crate) struct Rules {
     pointers: Vec<String>,
     tenant_headers: Vec<HeaderName>,
     trust_header_from: Vec<IpNet>,
+    unknown_session_not_found: bool,
     pub(crate) pass_unidentified: bool,
     pub(crate) plan_query: Option<Arc<str>>,
 }
@@ -72,8 +76,8 @@ impl std::fmt::Debug for Verifier {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) tenant: TenantId,
-    /// The session could not be looked up, so `tenant` stands for the session itself.
-    pub(crate) provisional: bool,
+    /// The session that could not be looked up: `tenant` stands for all such sessions.
+    pub(crate) unresolved: Option<Box<str>>,
     /// The token, where it named the tenant.
     pub(crate) bearer: Option<Bearer>,
 }
@@ -96,6 +100,10 @@ pub(crate) enum Rejection {
     TokenInvalid,
     /// The token is of one tenant, the session of another.
     Mismatch { token: TenantId, session: String },
+    /// The service has no such session, and that is to be said as the service says it.
+    UnknownSession,
+    /// The session can't be looked up in time: there are too many at once.
+    Busy,
 }
 
 impl Rejection {
@@ -104,6 +112,8 @@ impl Rejection {
             Rejection::Unidentified(why) => Failure::TenantUnidentified(why),
             Rejection::TokenInvalid => Failure::TokenInvalid,
             Rejection::Mismatch { .. } => Failure::TenantMismatch,
+            Rejection::UnknownSession => Failure::SessionUnknown,
+            Rejection::Busy => Failure::TenantUnavailable,
         }
     }
 }
@@ -157,6 +167,7 @@ impl Rules {
             pointers,
             tenant_headers,
             trust_header_from: config.trust_header_from.clone(),
+            unknown_session_not_found: config.unknown_session_not_found,
             pass_unidentified: config.pass_unidentified,
             plan_query: config.plan_query.clone(),
         })
@@ -200,8 +211,8 @@ impl Rules {
 
     /// Names the tenant.
     ///
-    /// While the service's database is away and has never answered for a session, the session itself is charged,
-    /// as `session:<id>`: the call is served, held to the default plan, and its row can be reassigned later by its session id.
+    /// While the service's database is away and has never answered for a session, the call is served out of a budget that
+    /// all such sessions share: its tenant is [`TenantId::unresolved`]. While the database is only busy it is not.
     pub(crate) async fn identify(
         &self,
         evidence: &Evidence<'_>,
@@ -209,8 +220,8 @@ impl Rules {
     ) -> Result<Tenancy, Rejection> {
         let mut by_token: Option<(TenantId, Bearer)> = None;
         let mut missing = "no configured source names a tenant";
-        let mut provisional = None;
-        let known = |tenant| Ok(Tenancy::Known(Identity { tenant, provisional: false, bearer: None }));
+        let mut unanswered: Option<(Fault, &str)> = None;
+        let known = |tenant| Ok(Tenancy::Known(Identity { tenant, unresolved: None, bearer: None }));
         for source in &self.sources {
             match source {
                 Source::Jwt(verifier) => {
@@ -228,8 +239,10 @@ impl Rules {
                             Some((tenant, bearer)) => return by_bearer(tenant, bearer),
                             None => return tenant_id(&tenant).and_then(known),
                         },
-                        Answer::Absent => missing = "its session is not known",
-                        Answer::Unavailable => provisional = provisional.or_else(|| session_tenant(session)),
+                        Answer::Absent => missing = UNKNOWN_SESSION,
+                        Answer::Unavailable(fault) => {
+                            unanswered.get_or_insert((fault, session));
+                        }
                     }
                 }
                 // A token stands before what anyone can set.
@@ -266,8 +279,15 @@ impl Rules {
         if let Some((tenant, bearer)) = by_token {
             return by_bearer(tenant, bearer);
         }
-        match provisional {
-            Some(tenant) => Ok(Tenancy::Known(Identity { tenant, provisional: true, bearer: None })),
+        match unanswered {
+            Some((Fault::Busy, _)) => Err(Rejection::Busy),
+            Some((Fault::Away | Fault::Broken, session)) => {
+                let (tenant, unresolved) = (TenantId::unresolved(), Some(session.into()));
+                Ok(Tenancy::Known(Identity { tenant, unresolved, bearer: None }))
+            }
+            None if missing == UNKNOWN_SESSION && self.unknown_session_not_found => {
+                Err(Rejection::UnknownSession)
+            }
             None => Err(Rejection::Unidentified(missing)),
         }
     }
@@ -286,7 +306,7 @@ impl<'a> Evidence<'a> {
 }
 
 fn by_bearer(tenant: TenantId, bearer: Bearer) -> Result<Tenancy, Rejection> {
-    Ok(Tenancy::Known(Identity { tenant, provisional: false, bearer: Some(bearer) }))
+    Ok(Tenancy::Known(Identity { tenant, unresolved: None, bearer: Some(bearer) }))
 }
 
 fn header_name(name: &str) -> Result<HeaderName, String> {
@@ -295,10 +315,6 @@ fn header_name(name: &str) -> Result<HeaderName, String> {
 
 fn tenant_id(text: &str) -> Result<TenantId, Rejection> {
     TenantId::parse(text).map_err(|_| Rejection::Unidentified("what names it is not a tenant id"))
-}
-
-fn session_tenant(session: &str) -> Option<TenantId> {
-    TenantId::parse(&format!("session:{session}")).ok()
 }
 
 fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejection> {

@@ -31,6 +31,13 @@ pub(crate) struct ReadBody {
     pub(crate) unread: Option<&'static str>,
 }
 
+impl ReadBody {
+    /// One of which nothing is known but why.
+    pub(crate) fn unread(why: &'static str) -> Self {
+        Self { forward: RequestBody::Read(VecDeque::new()), fault: None, plain: None, unread: Some(why) }
+    }
+}
+
 /// Reads a body as `route` has it. A route that lets unidentified requests pass lets pass what can't be inspected, too.
 pub(crate) async fn read(
     headers: &HeaderMap,

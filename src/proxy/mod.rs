@@ -36,10 +36,12 @@ mod passing;
 mod pattern;
 mod pause;
 mod refusal;
+mod refusals;
 mod reply;
 mod route;
 mod server;
 mod settlement;
+mod strangers;
 mod tap;
 mod upstream;
 
@@ -54,3 +56,5 @@ pub use self::drain::Drains;
 pub use self::listener::{Listener, Proxy};
 pub use self::pattern::segment_names;
 pub use self::refusal::RefusalText;
+pub use self::refusals::Refusals;
+pub use self::strangers::Strangers;

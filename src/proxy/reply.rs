@@ -24,6 +24,9 @@ pub(crate) fn reply(
 ) -> Response<Body> {
     let id = request_id.to_str().unwrap_or_default();
     let mut body = json!({"error": failure.message(), "code": failure.code(), "request_id": id});
+    if let Some(detail) = failure.detail() {
+        body["detail"] = json!(detail);
+    }
     let mut own = None;
     let mut response = Response::new(Body::Empty);
     *response.status_mut() = failure.status();
@@ -40,12 +43,12 @@ pub(crate) fn reply(
             let retry_after = seconds_until(standing.span.end, now);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
             own = words.map(|words| {
-                let (error, code) = (&*failure.message(), failure.code());
+                let (error, code) = (failure.message(), failure.code());
                 words.fill(&RefusalFacts { error, code, request_id: id, standing, retry_after })
             });
             set_rate_limits(headers, &refusal.standings, now);
         }
-        Failure::Draining | Failure::QuotaUnavailable => {
+        Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         Failure::TokenInvalid => {

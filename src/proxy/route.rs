@@ -55,8 +55,11 @@ impl Route {
     /// Whether a request that can't be given a tenant passes unmetered.
     pub(crate) fn lets_pass(&self, rejection: &Rejection) -> bool {
         match (self.config.pass_unidentified, rejection) {
-            (None, Rejection::Unidentified(_)) => self.sources.pass_unidentified,
-            (Some(pass), Rejection::Unidentified(_) | Rejection::TokenInvalid) => pass,
+            (None, Rejection::Unidentified(_) | Rejection::UnknownSession) => self.sources.pass_unidentified,
+            (
+                Some(pass),
+                Rejection::Unidentified(_) | Rejection::UnknownSession | Rejection::TokenInvalid,
+            ) => pass,
             _ => false,
         }
     }

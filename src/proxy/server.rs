@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use arc_swap::Guard;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -131,10 +131,11 @@ impl Worker {
     async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         if let Err(failure) = check(&request) {
             self.core.metrics.bad_requests.inc();
-            return self.reply(&failure, None, request.headers().get(header::ORIGIN), None);
+            return self.reply(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
         }
         if self.core.cutting.load(Ordering::Relaxed) {
-            return self.reply(&Failure::Draining, None, request.headers().get(header::ORIGIN), None);
+            let origin = request.headers().get(header::ORIGIN);
+            return self.reply(&Failure::Draining, None, request.uri(), origin, None);
         }
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
@@ -143,6 +144,7 @@ impl Worker {
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
+        let target = head.uri.clone();
         let mut words = None;
         let answer = match policy.routes.find(&head.method, head.uri.path()) {
             Some(Found { route, segments }) => {
@@ -155,7 +157,9 @@ impl Worker {
             }
             None => self.pass(Guard::into_inner(policy), head, body).await,
         };
-        answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref(), words.as_deref()))
+        answer.unwrap_or_else(|failure| {
+            self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
+        })
     }
 
     async fn pass(
@@ -175,15 +179,21 @@ impl Worker {
         &self,
         failure: &Failure,
         id: Option<HeaderValue>,
+        target: &Uri,
         origin: Option<&HeaderValue>,
         words: Option<&RefusalText>,
     ) -> Response<Body> {
         bump(&self.core.metrics.replies, "code", failure.code());
-        if failure.side() == Side::Upstream {
-            tracing::warn!(code = failure.code(), id = ?id, "the upstream failed a request");
-        }
         let mut fresh = header::HeaderMap::new();
         let id = id.unwrap_or_else(|| request_id(&mut fresh));
+        if failure.side() == Side::Upstream {
+            let (code, path, id) = (failure.code(), target.path(), id.to_str().unwrap_or_default());
+            let why = match failure {
+                Failure::UpstreamInvalid(why) => why,
+                _ => "",
+            };
+            tracing::warn!(code, path, id, why, "the upstream failed a request");
+        }
         reply(failure, &id, origin, words, jiff::Timestamp::now())
     }
 }

@@ -33,6 +33,7 @@ use crate::meter::{Meter, StreamKind};
 use crate::model::billing::Billing;
 use crate::model::event::{Outcome, Record};
 use crate::model::quota::Amounts;
+use crate::model::tenant::UNRESOLVED;
 use crate::model::tokens::TokenUsage;
 use crate::quota::{Denial, Entitlement, Refusal, Reservation};
 use crate::record::{Hub, Records};
@@ -73,7 +74,7 @@ impl Settlement {
     ) -> Self {
         core.metrics.exchanges.inc();
         let mut metadata = Map::new();
-        if subject.provisional {
+        if subject.unresolved {
             metadata.insert("provisional_tenant".into(), json!(true));
         }
         // Where no tokens are counted, nobody misses what an opaque body says.
@@ -100,6 +101,7 @@ impl Settlement {
             left_early: false,
             read_on: false,
             reservation: None,
+            strangers: None,
             lease_run: 0,
             meter: None,
             metadata,
@@ -110,13 +112,18 @@ impl Settlement {
     }
 
     /// Takes what the exchange is expected to need, or records that it was refused. Waits for a lease where this
-    /// replica's can't cover it, for `lease_wait` at most. Not for a tenant that only the answer names.
-    pub(crate) async fn reserve(&mut self, entitlement: &Entitlement) -> Result<(), Failure> {
+    /// replica's can't cover it, for `lease_wait` at most. Not for a tenant that only the answer names, nor where the
+    /// route charges nobody. `guessed`: the limits are, so they refuse nobody for good.
+    pub(crate) async fn reserve(&mut self, entitlement: &Entitlement, guessed: bool) -> Result<(), Failure> {
         let Some(open) = self.open.as_mut() else { return Ok(()) };
         // Until the answer names a model.
         let model = open.priced_as(None);
         let Some(tenant) = &open.subject.tenant else { return Ok(()) };
         let config = &open.route.config;
+        if !config.charge {
+            open.intend();
+            return Ok(());
+        }
         let mut amounts = open.expected();
         // Output is the dearer side.
         let (price, _) = open.policy.prices.price(model.as_deref(), open.arrival.at);
@@ -137,8 +144,16 @@ impl Settlement {
                 }
                 open.pass_over_soft(&reservation);
                 open.reservation = Some(reservation);
+                if open.subject.unresolved
+                    && let Err(refusal) = open.reserve_for_stranger(amounts, enforce)
+                {
+                    return Err(self.unresolved(&refusal));
+                }
                 open.intend();
                 Ok(())
+            }
+            Err(Denial::Over(refusal)) if guessed || open.subject.unresolved => {
+                Err(self.unresolved(&refusal))
             }
             Err(Denial::Over(refusal)) => {
                 self.refused(&refusal, amounts);
@@ -168,6 +183,20 @@ impl Settlement {
         open.record_unserved(&end);
     }
 
+    /// There is no room for a call of which nobody can say whose it is, or what its tenant may use.
+    fn unresolved(&mut self, refusal: &Refusal) -> Failure {
+        let failure = Failure::TenantUnavailable;
+        if let Some(mut open) = self.open.take() {
+            let status = failure.status().as_u16();
+            bump(&open.core.metrics.refusals, "dimension", UNRESOLVED);
+            open.metadata.insert("refused_by".into(), json!(UNRESOLVED));
+            open.metadata.insert("unresolved_by".into(), json!(refusal.standing.dimension.to_string()));
+            open.status = Some(status);
+            open.record_unserved(&End::unserved(Outcome::Refused, status));
+        }
+        failure
+    }
+
     /// Nobody can say whether the tenant is over quota, and the config says to refuse then.
     pub(crate) fn unavailable(&mut self) {
         let Some(mut open) = self.open.take() else { return };
@@ -184,6 +213,15 @@ impl Settlement {
         open.status = Some(status);
         let event = audit::tenant_blocked(&open.trail());
         open.record_unserved_with(Outcome::Refused, smallvec![Record::Audit(Box::new(event))]);
+    }
+
+    /// Ends an exchange whose request is not one that can be served.
+    pub(crate) fn rejected(mut self, why: &'static str, status: u16) {
+        let Some(mut open) = self.open.take() else { return };
+        bump(&open.core.metrics.refusals, "dimension", why);
+        open.metadata.insert("refused_by".into(), json!(why));
+        open.status = Some(status);
+        open.record_unserved_with(Outcome::Refused, Records::new());
     }
 
     /// Ends an exchange that the gateway itself answered, after its tenant was known.

@@ -110,16 +110,21 @@ impl Upstream {
                     return Err(failure);
                 }
                 let mut why = error.to_string();
-                let mut timed_out = false;
+                let (mut timed_out, mut invalid) = (false, false);
                 let mut source = error.source();
                 while let Some(cause) = source {
                     why = format!("{why}: {cause}");
                     let io = cause.downcast_ref::<std::io::Error>();
+                    invalid |= cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
                     timed_out |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut);
                     source = cause.source();
                 }
                 tracing::debug!(why, "the upstream did not answer");
-                Err(if timed_out { Failure::UpstreamTimeout } else { Failure::UpstreamUnreachable })
+                Err(match (timed_out, invalid) {
+                    (true, _) => Failure::UpstreamTimeout,
+                    (false, true) => Failure::UpstreamInvalid(why.into()),
+                    (false, false) => Failure::UpstreamUnreachable,
+                })
             }
         }
     }

@@ -76,6 +76,8 @@ pub struct Settings {
     pub directory: tenant::Config,
     /// `[tenant] default_plan`
     pub default_plan: PlanName,
+    /// `[tenant] look_up_check`: not to start where a look-up can never be answered by the service's own database.
+    pub refuse_broken_look_ups: bool,
     /// `[plans.*]`
     pub plans: BTreeMap<PlanName, quota::PlanConfig>,
     /// `[overrides.*]`
@@ -249,6 +251,7 @@ fn check(
         identify: tenancy.identify,
         directory: tenancy.directory,
         default_plan: tenancy.default_plan,
+        refuse_broken_look_ups: tenancy.refuse_broken_look_ups,
         plans: plans?,
         overrides: overrides?,
         routes: audit.and(routes)?,

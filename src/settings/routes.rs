@@ -63,6 +63,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let enforce = optional(&table, "enforce", Enforce::Hard, "hard", |slot| {
         slot.choice(&[("hard", Enforce::Hard), ("shadow", Enforce::Shadow), ("off", Enforce::Off)])
     });
+    let charge = optional(&table, "charge", true, true, |slot| slot.boolean());
     let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, context.formats));
     let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
         slot.integer(0..=1_000_000_000)
@@ -88,6 +89,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         event: event?,
         path_match: path_match?,
         enforce: enforce?,
+        charge: charge?,
         format: format?.to_owned(),
         model: model?,
         narrow_accept_encoding: narrow?,

@@ -20,6 +20,9 @@ type Environment = BTreeMap<String, String>;
 /// The algorithm's own least (RFC 7518, section 3.2).
 const HS256_LEAST_BYTES: usize = 32;
 
+/// Of an operator's secret. Guesses are slowed, and not stopped: what keeps it is its length.
+const SECRET_LEAST_BYTES: usize = 16;
+
 /// A variable that holds a secret: not set, set, or set to what can't be one (a fault).
 pub(super) fn secret(
     report: &Report<'_>,
@@ -59,6 +62,17 @@ pub(super) fn admin(
             "neither ADMIN_TOKEN nor ADMIN_VIEWER_TOKEN is set: the admin API answers 503 admin_disabled",
         );
     }
+    for (variable, secret) in [
+        ("ADMIN_TOKEN", &operator_token),
+        ("ADMIN_VIEWER_TOKEN", &viewer_token),
+        ("CRON_SECRET", &cron_secret),
+    ] {
+        if secret.as_ref().is_some_and(|secret| secret.len() < SECRET_LEAST_BYTES) {
+            report.warn(format!(
+                "{variable} is shorter than {SECRET_LEAST_BYTES} bytes, so it can be guessed: make one with `openssl rand -hex 32`"
+            ));
+        }
+    }
     if operator_token.is_some() && operator_token == viewer_token {
         report.warn("ADMIN_TOKEN and ADMIN_VIEWER_TOKEN are the same: whoever may read may change");
     }
@@ -71,6 +85,7 @@ pub(super) struct Tenancy {
     pub(super) identify: proxy::IdentifyConfig,
     pub(super) directory: tenant::Config,
     pub(super) default_plan: PlanName,
+    pub(super) refuse_broken_look_ups: bool,
 }
 
 /// What `[tenant]` must be checked against.
@@ -106,22 +121,25 @@ pub(super) fn tenant(root: &Table<'_>, around: &Surroundings<'_>) -> Option<Tena
     });
     let default_plan = plan_named(&table.key("default_plan"), around.plans);
     let unidentified = table.key("unidentified").choice(&[("reject", false), ("pass", true)]);
+    let unknown_session = table.key("unknown_session").choice(&[("not_found", true), ("reject", false)]);
     let trust_header_from = table.key("trust_header_from").strings(units::network);
     let ttl = table.key("cache_ttl").duration(Duration::ZERO..=Duration::from_secs(24 * 3600));
     let negative_ttl =
         table.key("cache_negative_ttl").duration(Duration::ZERO..=Duration::from_secs(24 * 3600));
     let capacity = table.key("cache_capacity").count(1..=100_000_000);
     let timeout = table.key("look_up_timeout").duration(Duration::from_millis(1)..=Duration::from_secs(60));
+    let look_up_check = table.key("look_up_check").choice(&[("refuse", true), ("warn", false)]);
     let identify = proxy::IdentifyConfig {
         sources: sources?,
         pass_unidentified: unidentified?,
+        unknown_session_not_found: unknown_session?,
         trust_header_from: trust_header_from?,
         plan_query: plan_query?,
     };
     warn(report, &identify, around);
     let directory =
         tenant::Config { ttl: ttl?, negative_ttl: negative_ttl?, capacity: capacity?, timeout: timeout? };
-    Some(Tenancy { identify, directory, default_plan: default_plan? })
+    Some(Tenancy { identify, directory, default_plan: default_plan?, refuse_broken_look_ups: look_up_check? })
 }
 
 /// What can't work, or lets anyone be anyone.

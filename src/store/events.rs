@@ -45,7 +45,7 @@ impl EventSink for Store {
             let client = self.client().await.map_err(|error| SinkError::Transient(error.to_string()))?;
             self.bounded(client, async |client| send(client, &batch, self.replica_id()).await).await.map_err(
                 |error| match error {
-                    StoreError::Unavailable(why) => SinkError::Transient(why),
+                    StoreError::Unavailable(why) | StoreError::Busy(why) => SinkError::Transient(why),
                     StoreError::Query(error) => verdict::verdict(&error),
                 },
             )

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use super::pool::{Store, StoreError};
 
 /// The migrations, in order.
-const MIGRATIONS: [(i32, &str, &str); 9] = [
+const MIGRATIONS: [(i32, &str, &str); 10] = [
     (1, "tables", include_str!("../../migrations/0001_tables.sql")),
     (2, "partitions", include_str!("../../migrations/0002_partitions.sql")),
     (3, "functions", include_str!("../../migrations/0003_functions.sql")),
@@ -21,6 +21,7 @@ const MIGRATIONS: [(i32, &str, &str); 9] = [
     (7, "histograms", include_str!("../../migrations/0007_histograms.sql")),
     (8, "audit_chain", include_str!("../../migrations/0008_audit_chain.sql")),
     (9, "no_jit", include_str!("../../migrations/0009_no_jit.sql")),
+    (10, "refusals", include_str!("../../migrations/0010_refusals.sql")),
 ];
 
 /// The schema version that this program is written for.

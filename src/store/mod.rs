@@ -8,7 +8,7 @@
 //! 4. An event and what it adds to the live counters are one transaction: see [`events`].
 //!
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
-//! misses the cache, the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
+//! misses the cache ([`examine`] says whether its look-ups can work), the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
 //! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`alerts`] what crossed a threshold;
 //! [`drift`] checks the counters, [`chain`] the audit trail; [`reconcile`] has what invoices are held against;
 //! [`migrate`] brings up the schema; [`private`] runs a server of our own where none is configured.
@@ -23,6 +23,7 @@ pub mod audit;
 pub mod chain;
 pub mod drift;
 pub mod events;
+pub mod examine;
 pub mod explain;
 pub mod jobs;
 pub mod leases;
@@ -32,6 +33,8 @@ pub mod models;
 pub mod overrides;
 pub mod plans;
 pub mod private;
+mod reaggregate;
+pub mod reassign;
 pub mod reconcile;
 pub mod replay;
 pub mod replicas;
@@ -41,6 +44,7 @@ pub mod tenants;
 pub mod usage;
 
 pub use drift::{Drift, Drifted};
+pub use examine::Examined;
 pub use jobs::{AggregateReport, CleanUpReport};
 pub use leases::LEASES;
 pub use listen::{Heard, Listener};

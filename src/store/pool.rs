@@ -33,6 +33,9 @@ pub enum StoreError {
     /// It can't be reached, or no connection was free in time.
     #[error("{0}")]
     Unavailable(String),
+    /// It may well be there: no connection of the pool was free in time.
+    #[error("{0}")]
+    Busy(String),
     /// It was reached, and said no.
     #[error("{}", describe(.0))]
     Query(#[from] tokio_postgres::Error),
@@ -201,7 +204,10 @@ impl Store {
         let place = &self.place;
         StoreError::Unavailable(match error {
             PoolError::Timeout(TimeoutType::Wait) => {
-                format!("no connection to the database at {place} was free in {:?}", self.connect_timeout)
+                return StoreError::Busy(format!(
+                    "no connection to the database at {place} was free in {:?}",
+                    self.connect_timeout
+                ));
             }
             PoolError::Timeout(_) => {
                 format!("the database at {place} did not answer in {:?}", self.connect_timeout)

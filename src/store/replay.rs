@@ -43,6 +43,8 @@ pub struct Call {
     pub used: Amounts,
     /// It was refused, for quota or because quotas could not be checked.
     pub refused: bool,
+    /// How many calls the row stands for: refused ones may be summed.
+    pub times: u64,
     /// The model that priced it.
     pub model: Option<String>,
     /// What it asked for, where its row keeps that.
@@ -128,6 +130,7 @@ fn call(row: &Row) -> Result<Option<Call>, Error> {
         event: row.try_get(5)?,
         used,
         refused,
+        times: u64::try_from(row.try_get::<_, i64>(13)?).unwrap_or(1),
         model: row.try_get(11)?,
         asked: asked.and_then(|asked| serde_json::from_value(asked).ok()),
     }))

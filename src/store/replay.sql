@@ -4,7 +4,8 @@
 -- the same instant.
 SELECT tenant_id, event_timestamp, api_response_time_ms, api_method, api_endpoint, event_type, chat_messages, embeddings,
     coalesce((metadata -> 'charged_tokens')::bigint, tokens_consumed),
-    (cost_usd * 1000000000)::bigint + coalesce((metadata -> 'floor_cost_nanousd')::bigint, 0), outcome = 'refused', model, metadata -> 'asked'
+    (cost_usd * 1000000000)::bigint + coalesce((metadata -> 'floor_cost_nanousd')::bigint, 0), outcome = 'refused', model, metadata -> 'asked',
+    CASE WHEN outcome = 'refused' THEN coalesce((metadata -> 'refusals')::bigint, 1) ELSE 1 END
 FROM tenant_usage_realtime
 WHERE event_timestamp >= $1 AND event_timestamp < $2 AND ($3::text IS NULL OR tenant_id = $3)
     AND metadata -> 'refused_by' IS DISTINCT FROM '"blocked"'

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use super::events;
 use super::instant::moment;
 use super::pool::{Store, StoreError};
+use super::reaggregate::reaggregate;
 use super::report::Between;
 use crate::model::billing::Billing;
 use crate::model::event::{Actor, AuditEvent};
@@ -59,11 +60,6 @@ const WHOLE_FROM: &str = "
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(7021993003);
     SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
-/// As `aggregate_usage_metrics()` has them.
-const AGGREGATING: &str =
-    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL work_mem = '128MB';
-    SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_nestloop = off; SET LOCAL jit = off";
-
 const UPDATE: &str = "
     UPDATE tenant_usage_realtime t
     SET cost_usd = round(n.nanousd * 0.000000001, 8), updated_at = now(),
@@ -94,9 +90,6 @@ const COUNTERS: &str = "
         updated_at = now()
     FROM locked l
     WHERE q.tenant_id = l.tenant_id AND q.dimension = l.dimension AND q.window_start = l.window_start";
-
-const AGGREGATE: &str =
-    "SELECT tollgate_write_usage($1, $2::timestamptz, $2::timestamptz + ('1 ' || $3)::interval, $4, $5)";
 
 /// A row as far as it decides what it costs.
 #[derive(Clone, Debug, PartialEq)]
@@ -332,41 +325,7 @@ async fn write(
     client.execute(UPDATE, &[&ids, &ats, &costs, &unpriced, &first, &last]).await?;
     events::insert_audit(client, audit(order, run, sums)).await?;
     done.counters += client.execute(COUNTERS, &[&ids, &ats, &first, &last]).await?;
-    client.batch_execute(AGGREGATING).await?;
-    aggregate(client, changes).await
-}
-
-/// Computes the hours of `changes` anew, and merges the days and months that they are in.
-async fn aggregate(client: &ClientWrapper, changes: &[Change]) -> Result<(), Error> {
-    let mut days: BTreeMap<Timestamp, Vec<(&str, SystemTime)>> = BTreeMap::new();
-    for (row, _) in changes {
-        let hour = start_of(row.row.at, 3600);
-        days.entry(start_of(row.row.at, 86_400)).or_default().push((&row.tenant, moment(hour)));
-    }
-    let mut months: Vec<Timestamp> = Vec::new();
-    for (day, mut hours) in days {
-        hours.sort_unstable();
-        hours.dedup();
-        let (tenants, hours): (Vec<&str>, Vec<SystemTime>) = hours.into_iter().unzip();
-        let none: (Vec<&str>, Vec<SystemTime>) = (Vec::new(), Vec::new());
-        client.query(AGGREGATE, &[&"hourly", &moment(day), &"day", &tenants, &hours]).await?;
-        client.query(AGGREGATE, &[&"daily", &moment(day), &"day", &none.0, &none.1]).await?;
-        let date = jiff::tz::TimeZone::UTC.to_datetime(day).date().first_of_month();
-        let month = jiff::tz::TimeZone::UTC.to_timestamp(date.at(0, 0, 0, 0)).unwrap_or(day);
-        if !months.contains(&month) {
-            months.push(month);
-        }
-    }
-    let none: (Vec<&str>, Vec<SystemTime>) = (Vec::new(), Vec::new());
-    for month in months {
-        client.query(AGGREGATE, &[&"monthly", &moment(month), &"month", &none.0, &none.1]).await?;
-    }
-    Ok(())
-}
-
-/// The beginning of the hour or day, in UTC, that holds `at`.
-fn start_of(at: Timestamp, seconds: i64) -> Timestamp {
-    Timestamp::from_second(at.as_second().div_euclid(seconds) * seconds).unwrap_or(at)
+    reaggregate(client, changes.iter().map(|(row, _)| (row.tenant.as_str(), row.row.at))).await
 }
 
 fn audit(order: &Order<'_>, run: Uuid, models: &BTreeMap<String, Sums>) -> AuditEvent {
@@ -403,15 +362,3 @@ fn audit(order: &Order<'_>, run: Uuid, models: &BTreeMap<String, Sums>) -> Audit
 
 /// Models of a batch that the audit trail names.
 const MODELS_TOLD: usize = 100;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hours_and_days_begin_in_utc_before_and_after_the_epoch() {
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert_eq!(start_of(at("2026-11-30T03:59:59.9Z"), 3600), at("2026-11-30T03:00:00Z"));
-        assert_eq!(start_of(at("1969-12-31T23:00:01Z"), 86_400), at("1969-12-31T00:00:00Z"));
-    }
-}

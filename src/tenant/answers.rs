@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quick_cache::Equivalent;
 use tokio::time::Instant;
 
+use super::source::Fault;
+
 /// The longest key that is looked up and the longest value that is kept, in bytes. Session and tenant ids and plan names
 /// are all far shorter; what is longer is somebody trying.
 pub const MAX_BYTES: usize = 512;
@@ -18,8 +20,8 @@ pub enum Answer {
     Known(Arc<str>),
     /// There is no such row.
     Absent,
-    /// The database is away or too slow, and there is no earlier answer.
-    Unavailable,
+    /// The database gave none, and there is no earlier answer.
+    Unavailable(Fault),
 }
 
 /// What was asked.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::source::{Fault, SourceError};
+
 /// How long a query is left alone after it failed.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,8 @@ pub(super) enum Permit {
 pub(super) struct Breaker {
     retry_at: Option<Instant>,
     answered_at: Option<Instant>,
+    /// Why it failed last, where the database will never answer it as it is.
+    broken: Option<String>,
 }
 
 impl Breaker {
@@ -32,7 +36,7 @@ impl Breaker {
             None => Permit::Ask,
             Some(at) if now < at => Permit::Leave,
             Some(_) => {
-                self.failed(now);
+                self.retry_at = Some(now + PAUSE);
                 Permit::Probe
             }
         }
@@ -41,19 +45,52 @@ impl Breaker {
     /// The database answered. Says whether that is news.
     pub(super) fn answered(&mut self, now: Instant) -> bool {
         self.answered_at = Some(now);
+        self.broken = None;
         self.retry_at.take().is_some()
     }
 
-    /// It said that it can't. Says whether that is news.
-    pub(super) fn failed(&mut self, now: Instant) -> bool {
-        self.retry_at.replace(now + PAUSE).is_none()
+    /// A look-up begun at `began` failed. Says what that means, and whether it is news.
+    pub(super) fn failed(&mut self, error: &SourceError, began: Instant, now: Instant) -> (Fault, bool) {
+        match error.fault {
+            Fault::Busy => (self.overdue(began, now), false),
+            Fault::Away => {
+                self.broken = None;
+                (Fault::Away, self.rest(now))
+            }
+            Fault::Broken => {
+                let news = self.broken.replace(error.message.clone()).is_none();
+                self.rest(now);
+                (Fault::Broken, news)
+            }
+        }
     }
 
     /// Somebody waited in vain for a look-up begun at `began`. One slow look-up among others that are answered is no
-    /// sign that the database is away.
-    pub(super) fn overdue(&mut self, began: Instant, now: Instant) {
-        if self.answered_at.is_none_or(|at| at < began) {
-            self.failed(now);
+    /// sign that the database is away: it is busy.
+    pub(super) fn overdue(&mut self, began: Instant, now: Instant) -> Fault {
+        if self.answered_at.is_some_and(|at| at >= began) {
+            return Fault::Busy;
         }
+        self.rest(now);
+        self.fault()
+    }
+
+    /// A look-up ended without a word of the database, by a panic or the end of its runtime.
+    pub(super) fn rest(&mut self, now: Instant) -> bool {
+        self.retry_at.replace(now + PAUSE).is_none()
+    }
+
+    /// Why a query that is left alone has no answer; of one that isn't, that there was no room to ask.
+    pub(super) fn fault(&self) -> Fault {
+        match (&self.broken, self.retry_at) {
+            (Some(_), _) => Fault::Broken,
+            (None, Some(_)) => Fault::Away,
+            (None, None) => Fault::Busy,
+        }
+    }
+
+    /// What the database said, where it will never answer the query as it is.
+    pub(super) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
     }
 }

@@ -15,9 +15,9 @@ use crate::telemetry::{Label, Metrics};
 
 use super::answers::{Answer, Entry, Key, KeyRef, MAX_BYTES};
 use super::breaker::{Breaker, Permit};
-use super::source::{SourceError, TenantSource};
+use super::source::{Fault, SourceError, TenantSource};
 
-/// Look-ups in the air at most; beyond, a miss is answered as if the database were away. A pool has far fewer connections.
+/// Look-ups in the air at most; beyond, the database is busy for a miss. A pool has far fewer connections.
 const MAX_FLIGHTS: usize = 1024;
 
 /// After which a look-up is given up, whatever the source's own limits of time.
@@ -90,8 +90,11 @@ struct Misses {
 #[derive(Clone)]
 struct Flight {
     began: Instant,
-    landed: watch::Receiver<Option<Arc<Entry>>>,
+    landed: watch::Receiver<Option<Landed>>,
 }
+
+/// What a look-up came to.
+type Landed = Result<Arc<Entry>, Fault>;
 
 /// What a miss is to do.
 enum Miss {
@@ -102,7 +105,7 @@ enum Miss {
     /// The database is being probed; this look-up does it, unless there is nothing else to say.
     Probe(Flight),
     /// Don't.
-    Leave,
+    Leave(Fault),
 }
 
 /// One counter for each kind of answer, found once.
@@ -112,6 +115,8 @@ struct Counts {
     absent: Counter,
     stale: Counter,
     unavailable: Counter,
+    busy: Counter,
+    broken: Counter,
 }
 
 impl Counts {
@@ -124,6 +129,8 @@ impl Counts {
             absent: count("absent"),
             stale: count("stale"),
             unavailable: count("unavailable"),
+            busy: count("busy"),
+            broken: count("broken"),
         }
     }
 }
@@ -174,10 +181,11 @@ impl Directory {
         // "No such row" may have changed since; a value is worth something even when it is old.
         let stale = earlier.and_then(|entry| entry.value.clone());
         let landed = match self.miss(source, asked, now, false) {
-            Miss::Landed(entry) => Some(entry),
+            Miss::Landed(entry) => Ok(entry),
             Miss::Wait(flight) => self.wait(query, flight).await,
             Miss::Probe(flight) if stale.is_none() => self.wait(query, flight).await,
-            Miss::Probe(_) | Miss::Leave => None,
+            Miss::Probe(_) => Err(Fault::Away),
+            Miss::Leave(fault) => Err(fault),
         };
         self.counted(landed, stale)
     }
@@ -187,32 +195,42 @@ impl Directory {
         self.cache.len()
     }
 
-    fn counted(&self, landed: Option<Arc<Entry>>, stale: Option<Arc<str>>) -> Answer {
-        let answer = match (&landed, stale) {
-            (Some(entry), _) => entry.answer(),
-            (None, Some(value)) => Answer::Known(value),
-            (None, None) => Answer::Unavailable,
-        };
-        let count = match (&landed, &answer) {
-            (Some(_), Answer::Known(_)) => &self.counts.known,
-            (Some(_), _) => &self.counts.absent,
-            (None, Answer::Known(_)) => &self.counts.stale,
-            (None, _) => &self.counts.unavailable,
+    /// What the database said for good of the queries that it will never answer as they are, each with its query.
+    pub fn broken(&self) -> Vec<(Arc<str>, String)> {
+        let misses = self.misses();
+        let said = misses.breakers.iter().filter_map(|(query, breaker)| Some((query, breaker.broken()?)));
+        let mut broken: Vec<_> = said.map(|(query, why)| (query.clone(), why.to_owned())).collect();
+        broken.sort();
+        broken
+    }
+
+    fn counted(&self, landed: Landed, stale: Option<Arc<str>>) -> Answer {
+        let (answer, count) = match (landed, stale) {
+            (Ok(entry), _) => match entry.answer() {
+                Answer::Known(value) => (Answer::Known(value), &self.counts.known),
+                answer => (answer, &self.counts.absent),
+            },
+            (Err(_), Some(value)) => (Answer::Known(value), &self.counts.stale),
+            (Err(fault), None) => {
+                let count = match fault {
+                    Fault::Away => &self.counts.unavailable,
+                    Fault::Busy => &self.counts.busy,
+                    Fault::Broken => &self.counts.broken,
+                };
+                (Answer::Unavailable(fault), count)
+            }
         };
         count.inc();
         answer
     }
 
     /// Waits for a look-up, within the bound.
-    async fn wait(&self, query: &Arc<str>, mut flight: Flight) -> Option<Arc<Entry>> {
+    async fn wait(&self, query: &Arc<str>, mut flight: Flight) -> Landed {
         match timeout(self.config.timeout, flight.landed.wait_for(Option::is_some)).await {
-            Ok(Ok(entry)) => entry.clone(),
-            // It failed, and has said so.
-            Ok(Err(_)) => None,
-            Err(_) => {
-                self.misses().breaker(query).overdue(flight.began, Instant::now());
-                None
-            }
+            Ok(Ok(landed)) => landed.clone().unwrap_or(Err(Fault::Away)),
+            // It broke off, and its end was noted.
+            Ok(Err(_)) => Err(Fault::Away),
+            Err(_) => Err(self.misses().breaker(query).overdue(flight.began, Instant::now())),
         }
     }
 
@@ -234,20 +252,20 @@ impl Directory {
         let join: fn(Flight) -> Miss = match misses.breaker(asked.query).permit(now) {
             Permit::Ask => Miss::Wait,
             Permit::Probe => Miss::Probe,
-            Permit::Leave => return Miss::Leave,
+            Permit::Leave => return Miss::Leave(misses.breaker(asked.query).fault()),
         };
         let key = asked.to_key();
         if let Some(flight) = misses.flights.get(&key) {
             return join(flight.clone());
         }
         if misses.flights.len() >= MAX_FLIGHTS {
-            return Miss::Leave;
+            return Miss::Leave(misses.breaker(asked.query).fault());
         }
         let (landing, landed) = watch::channel(None);
         let flight = Flight { began: now, landed };
         misses.flights.insert(key.clone(), flight.clone());
         drop(misses);
-        let pilot = Pilot { directory: self.clone(), key, landing };
+        let pilot = Pilot { directory: self.clone(), key, began: now, landing };
         self.runtime.spawn(pilot.fly(source.clone()));
         join(flight)
     }
@@ -278,7 +296,8 @@ impl Misses {
 struct Pilot {
     directory: Arc<Directory>,
     key: Key,
-    landing: watch::Sender<Option<Arc<Entry>>>,
+    began: Instant,
+    landing: watch::Sender<Option<Landed>>,
 }
 
 impl Pilot {
@@ -293,7 +312,10 @@ impl Pilot {
         };
         let answered = match timeout(FLIGHT_LIMIT, asked).await {
             Ok(answered) => answered,
-            Err(_) => Err(SourceError(format!("no answer within {FLIGHT_LIMIT:?}"))),
+            Err(_) => {
+                let message = format!("no answer within {FLIGHT_LIMIT:?}");
+                Err(SourceError { fault: Fault::Busy, message })
+            }
         };
         let now = Instant::now();
         match answered {
@@ -304,12 +326,14 @@ impl Pilot {
                 if self.directory.misses().breaker(query).answered(now) {
                     tracing::info!("look-ups in the service's database are answered again");
                 }
-                self.landing.send_replace(Some(entry));
+                self.landing.send_replace(Some(Ok(entry)));
             }
             Err(error) => {
-                if self.directory.misses().breaker(query).failed(now) {
+                let (fault, news) = self.directory.misses().breaker(query).failed(&error, self.began, now);
+                if news {
                     tracing::warn!(%error, %query, "look-ups in the service's database fail; the last known answers hold");
                 }
+                self.landing.send_replace(Some(Err(fault)));
             }
         }
     }
@@ -332,7 +356,7 @@ impl Drop for Pilot {
         let mut misses = self.directory.misses();
         misses.flights.remove(&self.key);
         if self.landing.borrow().is_none() {
-            misses.breaker(&self.key.query).failed(Instant::now());
+            misses.breaker(&self.key.query).rest(Instant::now());
         }
     }
 }

@@ -2,10 +2,26 @@
 
 use futures_util::future::BoxFuture;
 
+/// Why the service's database gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It can't be reached, or answers nobody in time. It may be back in a moment.
+    Away,
+    /// It answers, but not this look-up in time: there are too many at once.
+    Busy,
+    /// It answers that it never will: the query, its tables or the role's permissions are wrong.
+    Broken,
+}
+
 /// The service's database could not answer.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct SourceError(pub String);
+#[error("{message}")]
+pub struct SourceError {
+    /// What that means for the next look-up.
+    pub fault: Fault,
+    /// For people.
+    pub message: String,
+}
 
 /// Look-ups in the service's database.
 pub trait TenantSource: Send + Sync + 'static {

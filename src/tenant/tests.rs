@@ -43,7 +43,11 @@ impl Asked {
     }
 
     fn fail(self) {
-        self.reply.send(Err(SourceError("connection refused".into()))).unwrap();
+        self.fail_as(Fault::Away);
+    }
+
+    fn fail_as(self, fault: Fault) {
+        self.reply.send(Err(SourceError { fault, message: format!("{fault:?}") })).unwrap();
     }
 }
 
@@ -102,8 +106,12 @@ impl Bench {
 
     /// Lets a look-up fail, and the try after it.
     async fn fail(&mut self) {
-        self.asked().await.fail();
-        self.asked().await.fail();
+        self.fail_as(Fault::Away).await;
+    }
+
+    async fn fail_as(&mut self, fault: Fault) {
+        self.asked().await.fail_as(fault);
+        self.asked().await.fail_as(fault);
         settle().await;
     }
 
@@ -204,7 +212,7 @@ async fn a_slow_look_up_is_not_waited_for_and_still_fills_the_cache() {
     let began = Instant::now();
     let request = bench.request("s1");
     let asked = bench.asked().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     assert_eq!(began.elapsed(), Duration::from_millis(250));
     asked.answer("tn_one");
     settle().await;
@@ -248,9 +256,9 @@ async fn with_the_database_away_and_nothing_known_a_request_is_told_so_at_once()
     let mut bench = Bench::new();
     let request = bench.request("s1");
     bench.fail().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     for key in ["s1", "s2", "s3"] {
-        assert_eq!(bench.at_once(key).await, Answer::Unavailable);
+        assert_eq!(bench.at_once(key).await, Answer::Unavailable(Fault::Away));
     }
     bench.nobody_asks().await;
     assert_eq!(bench.count("unavailable"), 4);
@@ -265,7 +273,7 @@ async fn an_old_no_such_row_is_not_held_against_anyone() {
     advance(NEGATIVE_TTL).await;
     let request = bench.request("s1");
     bench.fail().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,10 +285,10 @@ async fn fault_64_a_black_holed_database_costs_one_wait_a_second() {
     let mut hanging = Vec::new();
     let request = bench.request("new");
     hanging.push(bench.asked().await);
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     for second in 0..3 {
         for key in ["new", "newer", "newest"] {
-            assert_eq!(bench.at_once(key).await, Answer::Unavailable);
+            assert_eq!(bench.at_once(key).await, Answer::Unavailable(Fault::Away));
         }
         assert_eq!(bench.at_once("old").await, known("tn_old"));
         bench.nobody_asks().await;
@@ -294,8 +302,8 @@ async fn fault_64_a_black_holed_database_costs_one_wait_a_second() {
             // One without waits in the name of all the others.
             let request = bench.request(&format!("probe {second}"));
             hanging.push(bench.asked().await);
-            assert_eq!(bench.at_once("newer").await, Answer::Unavailable);
-            assert_eq!(request.await.unwrap(), Answer::Unavailable);
+            assert_eq!(bench.at_once("newer").await, Answer::Unavailable(Fault::Away));
+            assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
         }
     }
 }
@@ -305,7 +313,7 @@ async fn a_database_that_is_back_is_used_again() {
     let mut bench = Bench::new();
     let request = bench.request("s1");
     bench.fail().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     advance(breaker::PAUSE).await;
     bench.learn("s1", "tn_one").await;
     bench.learn("s2", "tn_two").await;
@@ -318,9 +326,64 @@ async fn one_slow_look_up_among_answered_ones_is_no_outage() {
     let hanging = bench.asked().await;
     advance(Duration::from_millis(100)).await;
     bench.learn("s1", "tn_one").await;
-    assert_eq!(slow.await.unwrap(), Answer::Unavailable);
+    assert_eq!(slow.await.unwrap(), Answer::Unavailable(Fault::Busy));
     bench.learn("s2", "tn_two").await;
     drop(hanging.reply.send(Ok(None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_look_ups_in_the_air_the_database_is_busy_while_it_answers_others() {
+    let mut bench = Bench::new();
+    let flights = 1024;
+    let requests: Vec<_> = (0..flights).map(|n| bench.request(&format!("s{n}"))).collect();
+    settle().await;
+    assert_eq!(bench.at_once("one too many").await, Answer::Unavailable(Fault::Busy));
+    bench.asked().await.answer("tn_first");
+    settle().await;
+    let mut waiting = Vec::new();
+    while let Ok(asked) = bench.database.try_recv() {
+        waiting.push(asked);
+    }
+    assert_eq!(waiting.len(), flights - 1);
+    // Those that waited in vain were not answered; another was, so nobody takes the database to be away.
+    for outcome in futures_util::future::join_all(requests.into_iter().skip(1)).await {
+        assert_eq!(outcome.unwrap(), Answer::Unavailable(Fault::Busy));
+    }
+    waiting.pop().unwrap().answer("tn_last");
+    settle().await;
+    assert_eq!(bench.at_once("s1023").await, known("tn_last"));
+    assert_eq!(bench.count("busy"), 1024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_connection_in_time_is_busy_where_others_are_answered_and_else_away() {
+    let mut bench = Bench::new();
+    let request = bench.request("s1");
+    bench.fail_as(Fault::Busy).await;
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
+    advance(breaker::PAUSE).await;
+    bench.learn("s2", "tn_two").await;
+    let slow = bench.request("s3");
+    let asked = bench.asked().await;
+    bench.learn("s4", "tn_four").await;
+    asked.fail_as(Fault::Busy);
+    bench.asked().await.fail_as(Fault::Busy);
+    assert_eq!(slow.await.unwrap(), Answer::Unavailable(Fault::Busy));
+    bench.learn("s5", "tn_five").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_can_never_be_answered_is_told_apart_until_it_is() {
+    let mut bench = Bench::new();
+    let request = bench.request("s1");
+    bench.fail_as(Fault::Broken).await;
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Broken));
+    assert_eq!(bench.at_once("s2").await, Answer::Unavailable(Fault::Broken));
+    assert_eq!(bench.count("broken"), 2);
+    assert_eq!(bench.directory.broken(), [(bench.query.clone(), "Broken".to_owned())]);
+    advance(breaker::PAUSE).await;
+    bench.learn("s1", "tn_one").await;
+    assert!(bench.directory.broken().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -328,7 +391,7 @@ async fn a_look_up_that_never_ends_is_given_up() {
     let mut bench = Bench::new();
     let request = bench.request("s1");
     let hanging = bench.asked().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     advance(Duration::from_secs(5)).await;
     settle().await;
     assert!(hanging.reply.is_closed());
@@ -341,7 +404,7 @@ async fn one_query_that_fails_does_not_stop_another() {
     let mut bench = Bench::new();
     let request = bench.request("s1");
     bench.fail().await;
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     bench.query = "SELECT plan WHERE tenant = $1".into();
     bench.learn("tn_one", "pro").await;
 }
@@ -352,7 +415,7 @@ async fn a_source_that_panics_takes_one_look_up_with_it() {
     let request = bench.request("s1");
     // The fake panics when its answer is dropped.
     drop(bench.asked().await);
-    assert_eq!(request.await.unwrap(), Answer::Unavailable);
+    assert_eq!(request.await.unwrap(), Answer::Unavailable(Fault::Away));
     advance(breaker::PAUSE).await;
     bench.learn("s1", "tn_one").await;
 }

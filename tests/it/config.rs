@@ -621,10 +621,15 @@ fn what_cannot_work_or_is_open_to_all_is_warned_of() {
     }
     let whole = environment([
         ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
-        ("ADMIN_TOKEN", "operator"),
+        ("ADMIN_TOKEN", "operator-of-16-b"),
         ("DATABASE_URL", "postgres://u@h/db"),
     ]);
     assert_eq!(warnings("", &whole), "");
+    let guessed =
+        warnings("", &environment([("ADMIN_VIEWER_TOKEN", "viewer-of-15-b"), ("CRON_SECRET", "c")]));
+    for variable in ["ADMIN_VIEWER_TOKEN", "CRON_SECRET"] {
+        assert!(guessed.contains(&format!("{variable} is shorter than 16 bytes")), "{guessed}");
+    }
     let open = "[tenant]\nsources = [{ header = \"x-t\" }, { json = \"/t\" }, { query = \"t\" }]\n\
                 trust_header_from = [\"0.0.0.0/0\"]\n";
     let open = warnings(open, &whole);

@@ -230,12 +230,12 @@ async fn fault_59_at_the_last_unit_exactly_the_limit_passes() {
     let database = shared().database();
     let gateway =
         gateway(&upstream, &database).config("[plans.trial]\nchat_messages_per_day = 7\n").start().await;
-    let asked = (0..40).map(|_| gateway.ask(batch("tn_race", 1)));
+    let asked = (0..27).map(|_| gateway.ask(batch("tn_race", 1)));
     let statuses: Vec<u16> = futures_util::future::join_all(asked).await.iter().map(|r| r.status).collect();
     let passed = statuses.iter().filter(|status| **status == 200).count();
     let refused = statuses.iter().filter(|status| **status == 429).count();
-    assert_eq!((passed, refused, upstream.requests().len()), (7, 33, 7));
-    assert_eq!(rows(&database, "tn_race", 40).await.len(), 40);
+    assert_eq!((passed, refused, upstream.requests().len()), (7, 20, 7));
+    assert_eq!(rows(&database, "tn_race", 27).await.len(), 27);
     gateway.stop().await;
 }
 

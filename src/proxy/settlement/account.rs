@@ -21,7 +21,7 @@ use crate::proxy::departure::Departure;
 use crate::proxy::headers::Caller;
 use crate::proxy::model_name::Expected;
 use crate::proxy::route::Route;
-use crate::quota::Reservation;
+use crate::quota::{Refusal, Reservation};
 use crate::record::Hub;
 
 /// The name in a row's metadata of who named its model, where its answer did not.
@@ -46,7 +46,7 @@ pub(crate) struct Subject {
     /// `None` until the answer has named it, and where it doesn't.
     pub(crate) tenant: Option<TenantId>,
     /// The tenant stands for a session that could not be looked up.
-    pub(crate) provisional: bool,
+    pub(crate) unresolved: bool,
     /// The token, where it named the tenant.
     pub(crate) bearer: Option<Bearer>,
     pub(crate) caller: Caller,
@@ -94,6 +94,8 @@ pub(super) struct Open {
     /// The client left before the answer came to its own end, and what it left is read on.
     pub(super) left_early: bool,
     pub(super) reservation: Option<Reservation>,
+    /// What its client's address holds beside it, where its session could not be looked up.
+    pub(super) strangers: Option<Reservation>,
     /// The run whose leases pay for it: see [`Enforcer::run`](crate::quota::Enforcer::run).
     pub(super) lease_run: u64,
     pub(super) meter: Option<Meter>,
@@ -178,6 +180,17 @@ impl Open {
             cost_nanousd: 0,
             concurrent: 1,
         }
+    }
+
+    /// Takes for the client's address what is already taken for all whose sessions can't be looked up.
+    pub(super) fn reserve_for_stranger(
+        &mut self,
+        amounts: Amounts,
+        enforce: bool,
+    ) -> Result<(), Box<Refusal>> {
+        let (client, now) = (self.subject.caller.client, self.arrival.at);
+        self.strangers = self.core.strangers.reserve(&self.policy.plans, client, amounts, enforce, now)?;
+        Ok(())
     }
 
     /// Whether the call is one that a model answers, and not one that only counts tokens.

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::account::{Close, Open};
@@ -15,6 +16,7 @@ use crate::model::quota::{Amounts, Charge};
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::audit::End;
 use crate::proxy::charging::{self, Basis, Facts, Known, Priced};
+use crate::proxy::refusals::Weighed;
 use crate::quota::Reservation;
 use crate::record::Records;
 use crate::telemetry::bump;
@@ -94,7 +96,12 @@ impl Open {
     /// event says what was reserved, and an amendment follows when the count is there.
     pub(super) fn settle(mut self: Box<Self>, counted: Option<Counted>) -> Records {
         let Some(close) = self.close.take() else { return Records::new() };
-        let reserved = self.reservation.as_ref().map(Reservation::amounts).unwrap_or_default();
+        let reserved = match &self.reservation {
+            Some(reservation) => reservation.amounts(),
+            // Nothing is held where nobody is charged.
+            None if !self.route.config.charge => self.expected(),
+            None => Amounts::default(),
+        };
         let counted = counted.or_else(|| self.instead_of_count(&close));
         let priced = charging::price(close.basis, &self.known(&close, counted.as_ref(), reserved));
         let served = charging::is_served(close.outcome, self.status, &close.reading);
@@ -216,6 +223,12 @@ impl Open {
     /// The same with these audit events.
     pub(super) fn record_unserved_with(mut self: Box<Self>, outcome: Outcome, mut audits: Records) {
         self.ended.get_or_insert_with(Instant::now);
+        let sum = match self.weigh(outcome) {
+            Weighed::Each => None,
+            Weighed::First(key) => Some(key),
+            Weighed::Summed => return self.forget(outcome),
+        };
+        let core = self.core.clone();
         let interrupted = matches!(outcome, Outcome::ClientAborted | Outcome::Cut | Outcome::Crashed);
         let not_sent = interrupted && !self.was_sent();
         if not_sent {
@@ -230,12 +243,35 @@ impl Open {
             self.event(outcome, TokenUsage::default(), Some(0), TokenSource::None, used, 0, model, charges);
         let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
         records.append(&mut audits);
-        drop(hub.record(records));
+        match sum {
+            Some(key) => core.refusals.begin(&key, records),
+            None => drop(hub.record(records)),
+        }
+    }
+
+    /// Whether a refusal is recorded by itself.
+    fn weigh(&self, outcome: Outcome) -> Weighed {
+        match &self.subject.tenant {
+            Some(tenant) if outcome == Outcome::Refused => {
+                let by = self.metadata.get("refused_by").and_then(Value::as_str).unwrap_or("unavailable");
+                self.core.refusals.weigh(tenant, by, Timestamp::now())
+            }
+            _ => Weighed::Each,
+        }
+    }
+
+    /// Ends a refusal that was added to others.
+    fn forget(self: Box<Self>, outcome: Outcome) {
+        self.core.metrics.exchanges.dec();
+        bump(&self.core.metrics.requests, "outcome", outcome.as_str());
     }
 
     /// Replaces the reservation by what was used.
     fn charge(&mut self, used: Amounts) -> Vec<Charge> {
         self.lease_run = self.core.enforcer.run();
+        if let Some(strangers) = self.strangers.take() {
+            strangers.settle(used);
+        }
         if let Some(reserved) = self.reservation.as_ref().map(Reservation::amounts) {
             self.note_given_back(reserved, used);
         }

@@ -8,13 +8,16 @@
 use super::account::Open;
 use crate::model::intent::Intent;
 use crate::model::quota::Amounts;
+use crate::quota::Reservation;
 
 impl Open {
     /// Leaves the intent of an exchange that was admitted.
     pub(super) fn intend(&self) {
-        let (Some(tenant), Some(reservation)) = (&self.subject.tenant, &self.reservation) else { return };
+        let Some(tenant) = &self.subject.tenant else { return };
+        let reserved = self.reservation.as_ref().map_or_else(|| self.expected(), Reservation::amounts);
         // What is held while it lasts is not used up by it.
-        let reserved = Amounts { concurrent: 0, ..reservation.amounts() };
+        let reserved = Amounts { concurrent: 0, ..reserved };
+        let charges = self.reservation.as_ref().map(|reservation| reservation.charges(reserved));
         self.hub.intend(Box::new(Intent {
             event_id: self.event_id,
             tenant_id: tenant.clone(),
@@ -25,7 +28,7 @@ impl Open {
             chat_session_id: self.subject.inspected.session.clone(),
             model: self.subject.model.name.clone(),
             request_id: self.subject.request_id.clone(),
-            charges: reservation.charges(reserved),
+            charges: charges.unwrap_or_default(),
             reserved,
             lease_run: self.core.enforcer.run(),
             metadata: self.metadata.clone(),

@@ -52,6 +52,8 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
         directory: Directory::new(settings.directory.clone(), None, runtime, metrics.clone()),
         overrides: Overrides::new(),
         enforcer: Enforcer::new(metrics.clone()),
+        strangers: crate::proxy::Strangers::default(),
+        refusals: crate::proxy::Refusals::default(),
         recorder,
         counter: Counter::start(1, 16),
         metrics,
@@ -76,7 +78,7 @@ fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
     let peer = std::net::IpAddr::from([127, 0, 0, 1]);
     let subject = Subject {
         tenant: TenantId::parse("tn_panic").ok(),
-        provisional: false,
+        unresolved: false,
         bearer: None,
         caller: Caller { peer, client: peer },
         method: http::Method::POST,
@@ -102,7 +104,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     let mut settlement = opened(&core);
     let tenant = TenantId::parse("tn_panic").unwrap();
     let (entitlement, _) = core.entitlement(&tenant, Timestamp::now()).await;
-    settlement.reserve(&entitlement).await.unwrap();
+    settlement.reserve(&entitlement, false).await.unwrap();
     settlement.calling().leave();
     assert_eq!((core.metrics.reservations.get(), core.metrics.exchanges.get()), (1, 1));
     let handler = tokio::spawn(async move {
@@ -119,7 +121,7 @@ async fn fault_85_an_exchange_that_panics_is_recorded_and_gives_back_what_it_hel
     );
     // The next exchange of the same tenant is served.
     let mut next = opened(&core);
-    next.reserve(&entitlement).await.unwrap();
+    next.reserve(&entitlement, false).await.unwrap();
     next.calling();
     next.failed(Outcome::UpstreamError, 502);
     journal.close();

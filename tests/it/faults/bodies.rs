@@ -5,7 +5,8 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::{gate, gate_with, no_rows, refusal_of};
-use crate::harness::{Client, answer, batch_answer, request, within};
+use crate::harness::{Client, TestGateway, answer, batch_answer, request, within};
+use crate::postgres::Database;
 
 fn post(body: impl AsRef<[u8]>) -> crate::harness::RequestText {
     request("POST", "/api/widget/chat").header("content-type", "application/json").body(body)
@@ -28,7 +29,17 @@ async fn fault_18_a_declared_length_over_the_limit_is_refused_before_it_is_read(
     let refused = within("a refusal", client.read_response()).await;
     assert_eq!((refused.status, refused.interim), (413, vec![]), "the client is not told to go on");
     assert_eq!(upstream.connections(), 0);
-    no_rows(&database, gateway).await;
+    refused_rows(&database, gateway, 3).await;
+}
+
+/// Whoever is named by a header leaves a row for each body that was refused, and is charged nothing.
+async fn refused_rows(database: &Database<'_>, gateway: TestGateway, count: usize) {
+    gateway.stop().await;
+    let rows =
+        "SELECT concat_ws(' ', count(*), min(outcome), min(api_status_code), min(metadata ->> 'refused_by'))
+        FROM tenant_usage_realtime";
+    assert_eq!(database.one(rows), format!("{count} refused 413 body_too_large"));
+    assert_eq!(database.one("SELECT count(*) FROM quota_usage"), "0");
 }
 
 #[tokio::test]
@@ -57,7 +68,7 @@ async fn fault_19_a_chunked_body_over_the_limit_is_refused_on_the_way() {
     assert_eq!(refusal_of(&gateway, endless).await, 413);
     assert_eq!(upstream.connections(), 0);
     assert_eq!(gateway.metric("tollgate_replies_total{code=\"body_too_large\"}").await, 1.0);
-    no_rows(&database, gateway).await;
+    refused_rows(&database, gateway, 1).await;
 }
 
 #[tokio::test]

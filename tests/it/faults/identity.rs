@@ -76,7 +76,7 @@ async fn a_session_names_the_tenant_and_the_services_table_its_plan() {
         starter.head
     );
     let unknown = gateway.ask(in_session("s-nobody")).await;
-    assert_eq!(told(&unknown), (400, "tenant_unidentified".to_owned()));
+    assert_eq!(told(&unknown), (404, "session_not_found".to_owned()));
     gateway.stop().await;
     assert_eq!(
         database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
@@ -390,7 +390,7 @@ async fn unidentified_pass_lets_through_unmetered() {
 }
 
 #[tokio::test]
-async fn a_session_that_cannot_be_looked_up_is_served_on_its_own_account() {
+async fn a_session_that_cannot_be_looked_up_is_served_on_the_account_of_all_such() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
     let database = shared().database();
     let running = gateway(&upstream, &database)
@@ -402,7 +402,7 @@ async fn a_session_that_cannot_be_looked_up_is_served_on_its_own_account() {
     assert_eq!(running.ask(in_session("s-away")).await.status, 200);
     running.stop().await;
     let row = database.one("SELECT concat_ws(' ', tenant_id, chat_session_id, metadata->>'provisional_tenant') FROM tenant_usage_realtime");
-    assert_eq!(row, "session:s-away s-away true");
+    assert_eq!(row, "unresolved s-away true");
 }
 
 #[tokio::test]
@@ -410,7 +410,9 @@ async fn with_the_services_database_away_the_last_known_tenant_and_plan_hold() {
     // Every answer is stale at once, so that each request asks anew.
     let (_upstream, database, gateway) = with_sources(&[session_source()], "cache_ttl = \"0s\"").await;
     let starter = |response: &Response| {
-        response.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=100000"))
+        response
+            .header("ratelimit-policy")
+            .is_some_and(|policy| policy.contains("\"api_calls_per_minute\";q=60;"))
     };
     assert!(starter(&gateway.ask(in_session("s-starter")).await));
     database.rows("ALTER TABLE chat_sessions RENAME TO gone; ALTER TABLE trial_tenants RENAME TO gone_too");
@@ -421,7 +423,7 @@ async fn with_the_services_database_away_the_last_known_tenant_and_plan_hold() {
     gateway.stop().await;
     assert_eq!(
         database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
-        "tn_starter,tn_starter,session:s-one"
+        "tn_starter,tn_starter,unresolved"
     );
 }
 

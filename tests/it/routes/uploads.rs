@@ -104,6 +104,7 @@ async fn an_upload_over_a_bound_that_was_set_is_refused_before_or_while_it_comes
     gateway.stop().await;
     let rows = usage(&database).await;
     let expected = [
+        json!({"outcome": "refused", "api_status_code": 413}),
         json!({"outcome": "completed", "api_status_code": 200}),
         json!({"outcome": "client_aborted", "api_status_code": 413}),
     ];
