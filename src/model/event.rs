@@ -15,6 +15,9 @@ use super::tokens::{TokenSource, TokenUsage};
 /// where the event does not tell by itself.
 pub const ASKED: &str = "asked";
 
+/// The name in a usage event's metadata of a mark: its session could not be looked up, and its tenant stands for all such.
+pub const PROVISIONAL: &str = "provisional_tenant";
+
 /// The name in the metadata of a refusal's usage event, and in the values of its audit events, of how many refusals it
 /// stands for. Where there is none, it is one.
 pub const REFUSALS: &str = "refusals";

@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::model::event::{REFUSALS, Record};
+use crate::model::event::{PROVISIONAL, REFUSALS, Record};
 use crate::model::tenant::TenantId;
 use crate::record::Records;
 
@@ -145,6 +145,9 @@ fn summed(key: &Key, sum: Sum) -> Records {
         match record {
             Record::Usage(event) => {
                 event.tenant_id = key.tenant.clone();
+                // It is of many sessions, and moves to no one's tenant.
+                event.chat_session_id = None;
+                event.metadata.remove(PROVISIONAL);
                 event.metadata.insert(REFUSALS.into(), json!(refusals));
             }
             Record::Audit(event) => {

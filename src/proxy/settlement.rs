@@ -31,7 +31,7 @@ use super::failure::Failure;
 use super::route::Route;
 use crate::meter::{Meter, StreamKind};
 use crate::model::billing::Billing;
-use crate::model::event::{Outcome, Record};
+use crate::model::event::{Outcome, PROVISIONAL, Record};
 use crate::model::quota::Amounts;
 use crate::model::tenant::UNRESOLVED;
 use crate::model::tokens::TokenUsage;
@@ -75,7 +75,7 @@ impl Settlement {
         core.metrics.exchanges.inc();
         let mut metadata = Map::new();
         if subject.unresolved {
-            metadata.insert("provisional_tenant".into(), json!(true));
+            metadata.insert(PROVISIONAL.into(), json!(true));
         }
         // Where no tokens are counted, nobody misses what an opaque body says.
         let opaque = matches!(route.config.body, BodyConfig::Opaque { .. });

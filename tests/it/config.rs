@@ -392,6 +392,27 @@ fn faults_of_a_routes_endings_are_told_at_once() {
 }
 
 #[test]
+fn what_look_ups_and_charges_do_is_read_and_its_faults_are_told() {
+    let shipped = load("");
+    assert!(shipped.refuse_broken_look_ups && shipped.identify.unknown_session_not_found);
+    let free: Vec<&str> =
+        shipped.routes.iter().filter(|route| !route.charge).map(|route| route.path.as_str()).collect();
+    let named_by_anyone =
+        ["/api/widget/session", "/api/admin/trials/{tenant}/upgrade", "/api/admin/trials/{tenant}/extend"];
+    assert_eq!(free, named_by_anyone);
+    for plan in ["unresolved", "unresolved_client"] {
+        assert!(shipped.plans[&plan.into()].limits.iter().any(|(_, limit)| limit.is_some()), "{plan}");
+    }
+    let other = load("[tenant]\nlook_up_check = \"warn\"\nunknown_session = \"reject\"\n");
+    assert!(!other.refuse_broken_look_ups && !other.identify.unknown_session_not_found);
+    let file = File::with(
+        "[tenant]\nlook_up_check = true\nunknown_session = \"404\"\n[[routes]]\npath = \"/x\"\ncharge = \"no\"\n",
+    );
+    let keys: Vec<String> = file.faults().into_iter().map(|(_, key, _)| key).collect();
+    assert_eq!(keys, ["tenant.look_up_check", "tenant.unknown_session", "routes[0].charge"]);
+}
+
+#[test]
 fn limits_of_cost_of_what_runs_at_once_and_soft_ones_are_read() {
     let plan = "cost_usd_per_month = 12.5\nconcurrent_requests = 4\ntokens_per_day = 7\nsoft = [\"tokens_per_day\"]\n";
     let settings = load(&format!(

@@ -113,6 +113,21 @@ async fn invented_sessions_share_one_budget_by_address_and_one_in_all() {
 }
 
 #[tokio::test]
+async fn sixty_invented_sessions_at_once_use_no_more_than_one_plan_and_what_runs_at_once() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(2_560))).await;
+    let database = shared().database();
+    let running =
+        gateway(&upstream, &database).sources(&by_session()).set("service_database.url", AWAY).start().await;
+    let sessions: Vec<String> = (0..60).map(session).collect();
+    let calls = sessions.iter().map(|session| running.ask(in_session(session)));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().any(|answer| answer.status == 200));
+    running.stop().await;
+    let used = database.one("SELECT sum(tokens_consumed) FROM tenant_usage_realtime");
+    assert!(used.parse::<u64>().unwrap() <= 10_000 + 5 * 2_560, "{used}");
+}
+
+#[tokio::test]
 async fn what_was_used_meanwhile_moves_to_the_tenant_once_the_look_up_answers() {
     let (upstream, database) = (upstream().await, database());
     database.rows("ALTER TABLE chat_sessions RENAME TO gone");
