@@ -63,7 +63,6 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let enforce = optional(&table, "enforce", Enforce::Hard, "hard", |slot| {
         slot.choice(&[("hard", Enforce::Hard), ("shadow", Enforce::Shadow), ("off", Enforce::Off)])
     });
-    let charge = optional(&table, "charge", true, true, |slot| slot.boolean());
     let format = optional(&table, "format", "auto", "auto", |slot| format_name(slot, context.formats));
     let reserve_tokens = optional(&table, "reserve_tokens", RESERVE_TOKENS, RESERVE_TOKENS, |slot| {
         slot.integer(0..=1_000_000_000)
@@ -76,6 +75,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let segments = path.as_deref().and_then(|path| segment_names(path).ok()).unwrap_or_default();
     let sources =
         table.optional("sources").map(|slot| sources(&slot.in_one_line(), &segments, context.around));
+    let charge = charge(&table, sources.as_ref().and_then(Option::as_deref).unwrap_or_default());
     let unidentified = table.optional("unidentified");
     let unidentified = unidentified.map(|slot| slot.choice(&[("reject", false), ("pass", true)]));
     let reach =
@@ -146,6 +146,23 @@ fn sources(slot: &Slot<'_>, segments: &[String], around: &Surroundings<'_>) -> O
         list[at].fault("must be the last source: what comes after it is never asked");
     }
     Some(sources)
+}
+
+/// Whether calls are charged: not where a source of the route's own is anybody's word, unless the route says so. Whoever can
+/// name any tenant could use up its rate limit.
+fn charge(table: &Table<'_>, sources: &[SourceConfig]) -> Option<bool> {
+    let anybodys = |source: &SourceConfig| {
+        matches!(source, SourceConfig::Json(_) | SourceConfig::Query(_) | SourceConfig::Path(_))
+    };
+    let claimed = sources.iter().any(anybodys);
+    if claimed && table.optional("charge").is_none() {
+        table.report().warn(format!(
+            "{}: anyone can name any tenant here, so its calls are recorded and charged to none: write charge = true \
+             where only callers that you trust can reach it, else charge = false",
+            table.path()
+        ));
+    }
+    optional(table, "charge", !claimed, !claimed, |slot| slot.boolean())
 }
 
 /// Which model prices a route's exchanges where their answers name none.

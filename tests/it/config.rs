@@ -403,6 +403,18 @@ fn what_look_ups_and_charges_do_is_read_and_its_faults_are_told() {
     for plan in ["unresolved", "unresolved_client"] {
         assert!(shipped.plans[&plan.into()].limits.iter().any(|(_, limit)| limit.is_some()), "{plan}");
     }
+    for (route, charges) in [
+        ("", true),
+        ("sources = [{ header = \"x-t\" }]", true),
+        ("sources = [{ header = \"x-t\" }, { query = \"t\" }]", false),
+        ("sources = [{ path = \"t\" }]", false),
+        ("sources = [{ json = \"/t\" }]\ncharge = true", true),
+    ] {
+        let settings = load(&format!("[[routes]]\npath = \"/x/{{t}}\"\n{route}\n"));
+        assert_eq!(settings.routes[0].charge, charges, "{route}");
+        let told = settings.warnings().join("\n").contains("charged to none");
+        assert_eq!(told, !charges, "{route}");
+    }
     let other = load("[tenant]\nlook_up_check = \"warn\"\nunknown_session = \"reject\"\n");
     assert!(!other.refuse_broken_look_ups && !other.identify.unknown_session_not_found);
     let file = File::with(
