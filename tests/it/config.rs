@@ -394,7 +394,7 @@ fn faults_of_a_routes_endings_are_told_at_once() {
 #[test]
 fn what_look_ups_and_charges_do_is_read_and_its_faults_are_told() {
     let shipped = load("");
-    assert!(shipped.refuse_broken_look_ups && shipped.identify.unknown_session_not_found);
+    assert!(shipped.refuse_broken_look_ups && !shipped.identify.unknown_session_not_found);
     let free: Vec<&str> =
         shipped.routes.iter().filter(|route| !route.charge).map(|route| route.path.as_str()).collect();
     let named_by_anyone =
@@ -415,8 +415,8 @@ fn what_look_ups_and_charges_do_is_read_and_its_faults_are_told() {
         let told = settings.warnings().join("\n").contains("charged to none");
         assert_eq!(told, !charges, "{route}");
     }
-    let other = load("[tenant]\nlook_up_check = \"warn\"\nunknown_session = \"reject\"\n");
-    assert!(!other.refuse_broken_look_ups && !other.identify.unknown_session_not_found);
+    let other = load("[tenant]\nlook_up_check = \"warn\"\nunknown_session = \"not_found\"\n");
+    assert!(!other.refuse_broken_look_ups && other.identify.unknown_session_not_found);
     let file = File::with(
         "[tenant]\nlook_up_check = true\nunknown_session = \"404\"\n[[routes]]\npath = \"/x\"\ncharge = \"no\"\n",
     );

@@ -296,6 +296,7 @@ async fn a_session_that_is_no_uuid_is_nobodys_and_stops_nobodys_look_up() {
     let running = gateway(&upstream, &database)
         .sources(&source(cast))
         .set("service_database.url", &database.url())
+        .set("tenant.unknown_session", "not_found")
         .start()
         .await;
     for _ in 0..3 {

@@ -76,7 +76,7 @@ async fn a_session_names_the_tenant_and_the_services_table_its_plan() {
         starter.head
     );
     let unknown = gateway.ask(in_session("s-nobody")).await;
-    assert_eq!(told(&unknown), (404, "session_not_found".to_owned()));
+    assert_eq!(told(&unknown), (400, "tenant_unidentified".to_owned()));
     gateway.stop().await;
     assert_eq!(
         database.one("SELECT string_agg(tenant_id, ',' ORDER BY event_timestamp) FROM tenant_usage_realtime"),
