@@ -47,11 +47,14 @@ async fn pass(store: &Store, core: &Core) -> Result<usize, StoreError> {
         let (full, mut known) = (rows.len() == BATCH, HashMap::new());
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
-            if !known.contains_key(&row.session) {
-                let Some(tenant) = tenant(core, &row.session).await else { continue };
-                known.insert(row.session.clone(), tenant);
-            }
-            let tenant = known.get(&row.session).cloned().flatten();
+            let tenant = match known.get(&row.session).cloned() {
+                Some(tenant) => tenant,
+                None => {
+                    let Some(tenant) = tenant(core, &row.session).await else { continue };
+                    known.insert(row.session.clone(), tenant.clone());
+                    tenant
+                }
+            };
             found.push((row, tenant));
         }
         if found.is_empty() {

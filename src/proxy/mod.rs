@@ -11,6 +11,7 @@
 //! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
 //! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `departure` knows whether a request has left for
 //! the service, and `model_name` which model it is priced as; `draining` reads on what a client left behind.
+//! `strangers` bounds callers whose sessions can't be looked up, and `refusals` what refusals leave in the tables.
 //! `failure` and `reply` make every answer that is
 //! the gateway's own.
 

@@ -10,7 +10,6 @@
 //! 4. Every refusal is in exactly one row: the sum over rows of `refusals` (1, where there is none) is what was refused.
 
 use std::collections::HashMap;
-use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -160,7 +159,7 @@ fn summed(key: &Key, sum: Sum) -> Records {
             Record::Amend(_) => {}
         }
     }
-    mem::take(&mut records)
+    records
 }
 
 #[cfg(test)]

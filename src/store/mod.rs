@@ -10,7 +10,7 @@
 //! Writing: `record`'s shipper → [`events`]. Reading: [`leases`] when the gateway starts, [`tenants`] when a request
 //! misses the cache ([`examine`] says whether its look-ups can work), the admin API at its leisure. What operators set: [`overrides`]; what others wrote is
 //! heard of by [`listen`]. [`jobs`] keeps partitions, aggregates and retention; [`alerts`] what crossed a threshold;
-//! [`drift`] checks the counters, [`chain`] the audit trail; [`reconcile`] has what invoices are held against;
+//! [`reassign`] moves rows to tenants that were found late; [`drift`] checks the counters, [`chain`] the audit trail; [`reconcile`] has what invoices are held against;
 //! [`migrate`] brings up the schema; [`private`] runs a server of our own where none is configured.
 
 mod address;

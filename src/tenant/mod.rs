@@ -9,8 +9,8 @@
 //! 5. A database that is away costs no request more than one wait, and all of them together one wait a second: after a
 //!    failure a query is left alone for a second, and then tried by one request. Until it answers again the last known
 //!    answer holds, however old.
-//! 6. A database that answers others is not away but busy ([`Fault::Busy`]), and one that will never answer a query as it is
-//!    is told apart from both ([`Fault::Broken`]): only the first and the last are no reason to wait for a better day.
+//! 6. A database that answers others is not away but busy ([`Fault::Busy`]). One that will never answer a query as it stands
+//!    is neither ([`Fault::Broken`]).
 
 mod answers;
 mod breaker;
