@@ -2,8 +2,8 @@
 
 use super::super::pointer::parse;
 use super::super::usage::{Class, Shape};
+use super::action::{Action, Ask, Count};
 use super::config::{FormatConfig, RequestConfig};
-use super::{Action, Ask, Count};
 
 pub(super) type Pointers<A> = Vec<(Vec<String>, A)>;
 
