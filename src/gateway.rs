@@ -12,6 +12,7 @@
 mod alerts;
 mod database;
 mod explain;
+mod file_limit;
 mod health;
 mod inherited;
 mod jobs;
@@ -99,7 +100,7 @@ impl Gateway {
     /// Errors: [`crate::settings::Faults`] where the config names what can't be had (a port that is taken, a data
     /// directory that can't be written, a policy that can't work); otherwise what failed, in one sentence.
     pub async fn start(settings: Settings, inherited: Inherited) -> anyhow::Result<Self> {
-        raise_file_limit();
+        let files = file_limit::raise();
         let metrics = Metrics::new();
         let replica_id = replica_id(&settings.data_dir).map_err(|why| settings.fault("data.dir", why))?;
         let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone())
@@ -139,11 +140,11 @@ impl Gateway {
             recorder,
             counter: Counter::start(1, COUNT_QUEUE),
             metrics: metrics.clone(),
-            server: settings.server.clone(),
+            server: file_limit::within(settings.server.clone(), files),
             upstream: settings.upstream.clone(),
             lease_wait: settings.lease_wait,
             refusing: AtomicBool::new(false),
-            cutting: AtomicBool::new(false),
+            cutting: CancellationToken::new(),
             drains: Drains::new(settings.server.max_drains),
             tasks: TaskTracker::new(),
         });
@@ -366,14 +367,5 @@ fn bind_fault(address: SocketAddr, error: &std::io::Error) -> String {
         }
         std::io::ErrorKind::AddrNotAvailable => format!("{address} is no address of this machine"),
         _ => format!("{address} can't be bound: {error}"),
-    }
-}
-
-/// Each client connection and each upstream connection takes a file descriptor; the soft limit is often 1024.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
 }

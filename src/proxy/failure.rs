@@ -19,8 +19,12 @@ pub(crate) enum Side {
 pub(crate) enum Failure {
     /// Not HTTP as it should be.
     Malformed(&'static str),
+    /// A head that can't be parsed.
+    NotHttp { status: StatusCode, why: String },
     /// CONNECT or TRACE.
     MethodRefused,
+    /// A switch to another protocol on a path whose calls are metered.
+    UpgradeRefused,
     /// The body broke off, or its framing is wrong.
     BodyBroken,
     /// The body paused for longer than the idle limit.
@@ -63,7 +67,9 @@ impl Failure {
             Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Failure::NotHttp { status, .. } => *status,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
+            Failure::UpgradeRefused => StatusCode::UPGRADE_REQUIRED,
             Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -81,7 +87,11 @@ impl Failure {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Failure::Malformed(_) => "bad_request",
+            Failure::NotHttp { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, .. } => "head_too_large",
+            Failure::NotHttp { status: StatusCode::URI_TOO_LONG, .. } => "uri_too_long",
+            Failure::NotHttp { .. } => "bad_request",
             Failure::MethodRefused => "method_not_allowed",
+            Failure::UpgradeRefused => "upgrade_refused",
             Failure::BodyBroken => "body_incomplete",
             Failure::BodyTimeout => "body_timeout",
             Failure::BodyTooLarge { .. } => "body_too_large",
@@ -107,7 +117,11 @@ impl Failure {
     pub(crate) fn message(&self) -> String {
         match self {
             Failure::Malformed(why) => format!("Bad request: {why}."),
+            Failure::NotHttp { why, .. } => format!("Bad request: not valid HTTP ({why})."),
             Failure::MethodRefused => "This method is not allowed here.".into(),
+            Failure::UpgradeRefused => {
+                "Calls on this path are metered, so it can't be switched to another protocol: use plain HTTP.".into()
+            }
             Failure::BodyBroken => "The request body ended before it was complete.".into(),
             Failure::BodyTimeout => "The request body took too long to arrive.".into(),
             Failure::BodyTooLarge { limit } => format!("The request body is larger than {limit} bytes."),
@@ -137,6 +151,7 @@ impl Failure {
                 | Failure::BodyTimeout
                 | Failure::BodyTooLarge { .. }
                 | Failure::Malformed(_)
+                | Failure::NotHttp { .. }
                 | Failure::MethodRefused
         )
     }

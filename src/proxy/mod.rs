@@ -8,7 +8,7 @@
 //! 4. The proxy never sees the store: who calls is `tenant`'s answer, what is left is `quota`'s, and what happened
 //!    goes to `record`.
 //!
-//! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
+//! The way in: `listener` accepts, `connection` speaks HTTP, `server` checks, `route` decides, `exchange` runs a metered request
 //! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `departure` knows whether a request has left for
 //! the service, and `model_name` which model it is priced as; `draining` reads on what a client left behind.
 //! `failure` and `reply` make every answer that is
@@ -18,6 +18,7 @@ mod audit;
 mod body;
 mod charging;
 mod config;
+mod connection;
 mod core;
 mod cut;
 mod cutting;
@@ -41,6 +42,8 @@ mod route;
 mod server;
 mod settlement;
 mod tap;
+mod tunnel;
+mod upgrade;
 mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
