@@ -100,7 +100,7 @@ impl Gateway {
     /// Errors: [`crate::settings::Faults`] where the config names what can't be had (a port that is taken, a data
     /// directory that can't be written, a policy that can't work); otherwise what failed, in one sentence.
     pub async fn start(settings: Settings, inherited: Inherited) -> anyhow::Result<Self> {
-        let files = file_limit::raise();
+        let room = file_limit::room(file_limit::raise());
         let metrics = Metrics::new();
         let replica_id = replica_id(&settings.data_dir).map_err(|why| settings.fault("data.dir", why))?;
         let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone())
@@ -140,7 +140,7 @@ impl Gateway {
             recorder,
             counter: Counter::start(1, COUNT_QUEUE),
             metrics: metrics.clone(),
-            server: file_limit::within(settings.server.clone(), files),
+            server: room.within(settings.server.clone()),
             upstream: settings.upstream.clone(),
             lease_wait: settings.lease_wait,
             refusing: AtomicBool::new(false),
@@ -217,8 +217,12 @@ impl Gateway {
             aggregate: jobs::on_request(store.clone(), metrics.clone()),
             audit: audit_sink(core.clone()),
         };
-        let admin =
-            tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone().cancelled_owned()));
+        let admin = tokio::spawn(admin::serve(
+            admin_listener,
+            admin::router(state),
+            room.operators(),
+            stop.clone().cancelled_owned(),
+        ));
         background.spawn(reload::watch(settings.clone(), core.clone(), stop.clone()));
 
         let address = listener.address();

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, attend, greet};
 
-/// Connections at once. Prometheus, probes, a dashboard and some people need a dozen.
-const MAX_CONNECTIONS: usize = 512;
+/// Connections at once, at most. Prometheus, probes, a dashboard and some people need a dozen.
+pub const MAX_CONNECTIONS: usize = 512;
 
 /// How long a client may take to begin and to send a request's head, and how long a connection may be idle between two:
 /// longer than the usual interval of a scrape or a probe.
@@ -42,10 +42,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// A pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `shutdown` resolves, then lets open calls end, for five seconds at most.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+/// Serves `router` on `listener`, `most` connections at once, until `shutdown` resolves, then lets open calls end, for
+/// five seconds at most.
+pub async fn serve(listener: TcpListener, router: Router, most: usize, shutdown: impl Future<Output = ()>) {
     let stop = CancellationToken::new();
-    let mut connections = Connections::default();
+    let mut connections = Connections { most, tasks: JoinSet::new(), open: VecDeque::new() };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -78,8 +79,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
 }
 
 /// The open connections, oldest first.
-#[derive(Default)]
 struct Connections {
+    most: usize,
     tasks: JoinSet<()>,
     open: VecDeque<(Arc<Activity>, AbortHandle)>,
 }
@@ -88,7 +89,7 @@ impl Connections {
     /// Whether there is room for one more, if need be that of a connection without a request.
     fn make_room(&mut self) -> bool {
         while self.tasks.try_join_next().is_some() {}
-        if self.tasks.len() < MAX_CONNECTIONS {
+        if self.tasks.len() < self.most {
             return true;
         }
         self.open.retain(|(_, task)| !task.is_finished());
@@ -103,7 +104,7 @@ impl Connections {
 
     fn add(&mut self, activity: &Arc<Activity>, connection: impl Future<Output = ()> + Send + 'static) {
         // Those that have ended are forgotten now and then.
-        if self.open.len() >= 2 * MAX_CONNECTIONS {
+        if self.open.len() >= 2 * self.most {
             self.open.retain(|(_, task)| !task.is_finished());
         }
         let task = self.tasks.spawn(connection);

@@ -2,9 +2,11 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::admin::MAX_CONNECTIONS;
 use crate::proxy::ServerConfig;
 
-/// Descriptors that are not for clients: the admin listener's connections, Postgres, the journal, the log.
+/// Descriptors that are not for clients: the operators' connections, Postgres, the journal, the log. Half of them where
+/// there are few.
 const KEPT: u64 = 1024;
 
 /// Raises the soft limit, which is often 1024, to the hard one. Returns what holds now; `None` is no limit.
@@ -16,22 +18,39 @@ pub(super) fn raise() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// The config with no more connections than there are descriptors for: with none left, not even the probes would be
-/// answered.
-pub(super) fn within(server: ServerConfig, files: Option<u64>) -> ServerConfig {
-    let Some(files) = files else { return server };
-    let room = usize::try_from(files.saturating_sub(KEPT) / 2).unwrap_or(usize::MAX).max(1);
-    if room >= server.max_connections {
-        return server;
+/// How many connections there are descriptors for: with none left, not even the probes would be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    clients: usize,
+    operators: usize,
+}
+
+pub(super) fn room(files: Option<u64>) -> Room {
+    let files = files.unwrap_or(u64::MAX);
+    let kept = KEPT.min(files / 2);
+    let most = |files: u64| usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+    Room { clients: most(files - kept), operators: most(kept) }
+}
+
+impl Room {
+    /// Connections of operators.
+    pub(super) fn operators(self) -> usize {
+        self.operators.min(MAX_CONNECTIONS)
     }
-    tracing::warn!(
-        max_connections = server.max_connections,
-        connections = room,
-        files,
-        "server.max_connections is more than the limit on open files allows (two for a connection, and {KEPT} for the \
-         rest): raise the limit (ulimit -n, LimitNOFILE)"
-    );
-    ServerConfig { max_connections: room, ..server }
+
+    /// The config with no more connections than there is room for.
+    pub(super) fn within(self, server: ServerConfig) -> ServerConfig {
+        if self.clients >= server.max_connections {
+            return server;
+        }
+        tracing::warn!(
+            max_connections = server.max_connections,
+            connections = self.clients,
+            "server.max_connections is more than the limit on open files allows, of which a connection takes two: raise \
+             that limit (ulimit -n, LimitNOFILE)"
+        );
+        ServerConfig { max_connections: self.clients, ..server }
+    }
 }
 
 #[cfg(test)]
@@ -42,8 +61,14 @@ mod tests {
     #[test]
     fn there_are_no_more_connections_than_files() {
         let server = Settings::load(None, &std::collections::BTreeMap::new()).unwrap().server;
-        let most = |files| within(server.clone(), files).max_connections;
-        assert_eq!([most(None), most(Some(65_536)), most(Some(21_024))], [10_000; 3]);
-        assert_eq!([most(Some(4096)), most(Some(1024)), most(Some(64))], [1536, 1, 1]);
+        let most = |files| {
+            let room = room(files);
+            (room.within(server.clone()).max_connections, room.operators())
+        };
+        assert_eq!([None, Some(65_536), Some(21_024)].map(most), [(10_000, 512); 3]);
+        assert_eq!(
+            [Some(4096), Some(1024), Some(120), Some(0)].map(most),
+            [(1536, 512), (256, 256), (30, 30), (1, 1)]
+        );
     }
 }

@@ -127,6 +127,13 @@ impl Program {
         line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0.0)
     }
 
+    /// Sets how many files it may have open from now on: prlimit(1), at most as many as it was started with.
+    pub(super) fn limit_files(&self, most: u64, hard: u64) {
+        let mut prlimit = std::process::Command::new("prlimit");
+        prlimit.arg(format!("--pid={}", self.process.id().unwrap())).arg(format!("--nofile={most}:{hard}"));
+        assert!(prlimit.status().unwrap().success());
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.process.id().expect("it runs");
         kill_process(Pid::from_raw(id.cast_signed()).unwrap(), signal).unwrap();
