@@ -11,6 +11,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// read what it was sent.
 pub(crate) const LAST_CALL: Duration = Duration::from_millis(250);
 
+/// The same in HTTP/2, after an answer: what of it waits for the client's windows is not seen from here.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -69,7 +72,9 @@ struct State {
     /// Bytes read without a request in flight.
     read: u64,
     in_flight: usize,
-    /// An answer is due, or not all of it is sent.
+    /// A request was answered.
+    answered: bool,
+    /// An answer is due, or (in HTTP/1) not all of it is sent.
     owes: bool,
     /// Set at the stop: until when a request may still come.
     last_call: Option<Instant>,
@@ -84,6 +89,7 @@ impl Activity {
             since: Instant::now(),
             read: 0,
             in_flight: 0,
+            answered: false,
             owes: false,
             last_call: None,
         };
@@ -161,11 +167,12 @@ impl Activity {
             Waiting::Head => self.limits.head,
             Waiting::Idle => self.limits.idle,
         };
-        let due = state.since + limit;
-        let due = match state.last_call {
-            // What was answered after the last call has the time to be read.
-            Some(at) => due.min(at.max(state.since + LAST_CALL)),
-            None => due,
+        let due = match (state.last_call, state.protocol) {
+            (None, _) => state.since + limit,
+            // The stop's own limit is enough.
+            (Some(_), Protocol::Http1) if state.owes => state.since + limit,
+            (Some(at), Protocol::Http2) if state.answered => at.max(state.since + LAST_ANSWER),
+            (Some(at), _) => at.max(state.since + LAST_CALL),
         };
         Some((due, state.waiting))
     }
@@ -179,6 +186,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.in_flight -= 1;
+        state.answered = true;
         if state.in_flight == 0 {
             state.waiting = Waiting::Idle;
             state.since = Instant::now();
@@ -304,15 +312,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_the_last_call_it_ends_once_nothing_is_in_flight() {
-        let (at_once, _) = ends(Protocol::Http1, async |activity| activity.last_call(Instant::now())).await;
-        assert_eq!(at_once, 0);
+        use Protocol::{Http1, Http2};
+        let idle = async |activity: &Arc<Activity>| {
+            drop(activity.begin());
+            activity.flushed();
+            pass(30).await;
+            activity.last_call(Instant::now());
+        };
         let answered = async |activity: &Arc<Activity>| {
             let busy = activity.begin();
             activity.last_call(Instant::now());
             pass(30).await;
             drop(busy);
+            activity.flushed();
         };
-        assert_eq!(ends(Protocol::Http1, answered).await, (30, Waiting::Idle));
+        for protocol in [Http1, Http2] {
+            assert_eq!(ends(protocol, async |activity| activity.last_call(Instant::now())).await.0, 0);
+            assert_eq!(ends(protocol, idle).await, (30, Waiting::Idle));
+        }
+        assert_eq!(ends(Http1, answered).await, (30, Waiting::Idle));
+        assert_eq!(ends(Http2, answered).await, (35, Waiting::Idle));
+        // What is not yet sent is waited for, within the limit to idleness.
+        let unsent = async |activity: &Arc<Activity>| {
+            drop(activity.begin());
+            activity.last_call(Instant::now());
+        };
+        assert_eq!(ends(Http1, unsent).await, (75, Waiting::Idle));
     }
 
     #[test]

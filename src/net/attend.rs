@@ -2,11 +2,15 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, LAST_CALL, Protocol, Waiting, Watch};
+
+/// How long an idle client of HTTP/2 has to answer when it is told that its connection ends.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ where
                 }
                 // HTTP/2 tells the client which of its streams were taken (GOAWAY), so that none is lost.
                 finishing = true;
-                activity.last_call(Instant::now() + LAST_CALL);
+                activity.last_call(Instant::now() + GOODBYE);
                 finish(connection.as_mut());
             }
         }

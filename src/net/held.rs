@@ -1,22 +1,26 @@
 //! An answer's body that keeps its request in flight.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use http_body::{Body, Frame, SizeHint};
 
 use super::activity::Busy;
+use super::taking::Taking;
 
 /// An answer's body; its request is in flight for as long as it is there.
 #[derive(Debug)]
 pub(crate) struct Held<B> {
     body: B,
     _busy: Busy,
+    /// Of an HTTP/2 stream.
+    taking: Option<Arc<Taking>>,
 }
 
 impl<B> Held<B> {
     pub(crate) fn new(body: B, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+        Self { body, _busy: busy, taking: Taking::of_task() }
     }
 }
 
@@ -28,7 +32,14 @@ impl<B: Body + Unpin> Body for Held<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Some(taking) = &self.taking {
+            taking.asked();
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(taking) = &self.taking {
+            taking.gave();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

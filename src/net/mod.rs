@@ -13,9 +13,11 @@ mod held;
 mod linger;
 mod places;
 mod stream;
+mod taking;
 
 pub(crate) use self::activity::{Activity, Limits, Protocol};
 pub(crate) use self::attend::{Ended, attend};
 pub(crate) use self::held::Held;
 pub(crate) use self::places::{Full, Place, Places};
 pub(crate) use self::stream::{ClientStream, greet};
+pub(crate) use self::taking::while_taken;

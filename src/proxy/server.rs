@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::Guard;
 use http::header::{self, HeaderValue};
@@ -25,6 +26,7 @@ use super::route::Found;
 use super::settlement::Arrival;
 use super::upgrade::{self, Offer, Switch};
 use super::upstream::Upstream;
+use crate::net::while_taken;
 use crate::record::Hub;
 use crate::telemetry::bump;
 
@@ -41,16 +43,16 @@ pub(crate) struct Worker {
 }
 
 /// Runs the streams of HTTP/2 as tasks that the stop waits for: they outlive their connection by a moment, and each
-/// has an exchange to settle.
+/// has an exchange to settle. A client that takes nothing of its answer for so long loses it.
 #[derive(Clone, Debug)]
-pub(super) struct Tracked(TaskTracker);
+pub(super) struct Tracked(TaskTracker, Duration);
 
 impl<F> hyper::rt::Executor<F> for Tracked
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.spawn(stream);
+        self.0.spawn(while_taken(stream, self.1));
     }
 }
 
@@ -67,7 +69,8 @@ impl Worker {
             .max_buf_size(server.max_header_bytes.max(64 * 1024))
             .preserve_header_case(true);
         // Not pipeline_flush: with it hyper buffers without a bound what a client does not read.
-        let mut http2 = hyper::server::conn::http2::Builder::new(Tracked(core.tasks.clone()));
+        let mut http2 =
+            hyper::server::conn::http2::Builder::new(Tracked(core.tasks.clone(), core.upstream.idle_timeout));
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
 use tokio::net::TcpStream;
 
-use super::{HALF_A_HEAD, HANDSHAKE, PREFACE, ended_by, gate, used, with_bytes};
-use crate::harness::{Client, request, within};
+use super::{HALF_A_HEAD, HANDSHAKE, PREFACE, ended_by, gate, gate_to, used, with_bytes};
+use crate::gateway::rows;
+use crate::harness::{Client, Signal, Step, answer, request, within};
 
 const SHORT: &str = "150ms";
 
@@ -73,6 +75,47 @@ async fn an_http_2_connection_that_only_answers_pings_ends_at_the_same_limit() {
         assert!(ended.is_ok(), "told by GOAWAY, not cut: {ended:?}");
         drop(sender);
     }
+    gateway.stop().await;
+}
+
+/// Its windows stay closed, and its connection answers pings.
+#[tokio::test]
+async fn an_http_2_stream_whose_client_takes_nothing_is_given_up_and_the_others_are_not() {
+    let gone = Signal::new();
+    let told = gone.clone();
+    let event = crate::harness::event(&json!({"token": "x".repeat(1 << 20)}));
+    let endless = format!("{:x}\r\n{event}\r\n", event.len());
+    let script = move |request: &crate::harness::Request| match request.target() {
+        "/page" => answer(200).body("ok"),
+        _ => vec![
+            Step::send(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+            ),
+            Step::Forever(endless.clone().into()),
+            Step::Tell(told.clone()),
+        ],
+    };
+    let limits = [("upstream.idle_timeout", "400ms"), ("server.header_timeout", "50ms")];
+    let (_upstream, database, gateway) = gate_to(script, &limits).await;
+    let stream = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(65_535)
+        .handshake(stream)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let asked = crate::outages::http2_chat(gateway.address, "tn_h2_stalled");
+    let mut stalled = sender.send_request(asked).await.unwrap().into_body();
+    within("the upstream is let go", gone.wait()).await;
+    let row = rows(&database, "tn_h2_stalled", 1).await.remove(0);
+    assert_eq!(row["outcome"], json!("client_aborted"));
+    let page = http::Request::get(format!("http://{}/page", gateway.address)).body(Full::default()).unwrap();
+    let answer = sender.send_request(page).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+    let cut = async { while let Some(Ok(_)) = stalled.frame().await {} };
+    within("the end of the stream", cut).await;
+    drop(sender);
+    connection.await.unwrap().unwrap();
     gateway.stop().await;
 }
 
