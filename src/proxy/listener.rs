@@ -90,8 +90,9 @@ impl Proxy {
             count => count,
         };
         let drain = CancellationToken::new();
+        let not_http = Arc::new(Notices::default());
         let workers = (0..count)
-            .map(|number| WorkerHandle::start(number, core.clone(), drain.clone()))
+            .map(|number| WorkerHandle::start(number, core.clone(), not_http.clone(), drain.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let targets =
             workers.iter().map(|worker| (worker.connections.clone(), worker.open.clone())).collect();
@@ -127,7 +128,12 @@ impl Proxy {
 }
 
 impl WorkerHandle {
-    fn start(number: usize, core: Arc<Core>, drain: CancellationToken) -> Result<Self, String> {
+    fn start(
+        number: usize,
+        core: Arc<Core>,
+        not_http: Arc<Notices>,
+        drain: CancellationToken,
+    ) -> Result<Self, String> {
         let (connections, incoming) = mpsc::channel(HANDOVER);
         let open = Arc::new(AtomicUsize::new(0));
         let counter = open.clone();
@@ -138,7 +144,7 @@ impl WorkerHandle {
             .map_err(|error| format!("a worker's reactor can't be made: {error}"))?;
         let worker = {
             let _entered = runtime.enter();
-            Arc::new(Worker::new(core.clone())?)
+            Arc::new(Worker::new(core.clone(), not_http)?)
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))

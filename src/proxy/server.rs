@@ -39,7 +39,7 @@ pub(crate) struct Worker {
     pub(super) http1: hyper::server::conn::http1::Builder,
     pub(super) http2: hyper::server::conn::http2::Builder<Tracked>,
     /// Of requests that are no HTTP, by what is wrong with them.
-    pub(super) not_http: Notices,
+    pub(super) not_http: Arc<Notices>,
 }
 
 /// Runs the streams of HTTP/2 as tasks that the stop waits for: they outlive their connection by a moment, and each
@@ -57,7 +57,7 @@ where
 }
 
 impl Worker {
-    pub(crate) fn new(core: Arc<Core>) -> Result<Self, String> {
+    pub(crate) fn new(core: Arc<Core>, not_http: Arc<Notices>) -> Result<Self, String> {
         let upstream = Arc::new(Upstream::new(&core.upstream)?);
         let server = &core.server;
         let mut http1 = hyper::server::conn::http1::Builder::new();
@@ -76,7 +76,7 @@ impl Worker {
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(server.header_timeout);
         let hub = Hub::new(core.recorder.clone());
-        Ok(Self { core, hub, upstream, http1, http2, not_http: Notices::default() })
+        Ok(Self { core, hub, upstream, http1, http2, not_http })
     }
 
     /// Answers one request, whatever it is.

@@ -5,7 +5,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::{gate, used};
-use crate::harness::{Ended, chat, request};
+use crate::harness::{Client, Ended, Upstream, chat, request, within};
+use crate::outages::program::{Program, configure};
+use crate::postgres::shared;
 
 /// More than a chat may have, and more than the kernel keeps between the two.
 const TOO_MUCH: usize = 24 << 20;
@@ -106,6 +108,49 @@ async fn a_head_that_can_not_be_parsed_is_refused_in_json_as_everything_else() {
     assert_eq!(gateway.metric("tollgate_bad_requests_total").await, count);
     assert!(upstream.requests().iter().all(|seen| seen.target() == "/page"));
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn operators_are_refused_in_json_too() {
+    let (_upstream, _database, gateway) = gate(&[]).await;
+    let refused = Client::ask(gateway.admin, "GET /< HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!((refused.status, refused.json()["code"].clone()), (400, json!("bad_request")));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_parsed_is_told_once_for_each_reason_with_its_peer() {
+    let upstream = Upstream::start().await;
+    let database = shared().database();
+    let data = tempfile::tempdir().unwrap();
+    configure(data.path(), &upstream.url(), &database.url(), "", "");
+    let mut program = Program::start(data.path()).await;
+    let mut ports = Vec::new();
+    for bytes in ["GET /< HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTTP/1.1\r\nbad name: a\r\n\r\n"] {
+        for _ in 0..5 {
+            let mut client = Client::connect(program.address).await;
+            ports.push(client.local_address().to_string());
+            client.send(bytes).await;
+            assert_eq!(client.read_response().await.status, 400);
+        }
+    }
+    let told = async {
+        while program.logged("not valid HTTP") < 2 {
+            tokio::task::yield_now().await
+        }
+    };
+    within("it is told", told).await;
+    program.signal(rustix::process::Signal::TERM);
+    assert_eq!(program.ended().await.code(), Some(0));
+    let told: Vec<Value> = program
+        .lines()
+        .iter()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &Value| line["message"].as_str().is_some_and(|m| m.contains("not valid HTTP")))
+        .collect();
+    let reasons: Vec<_> = told.iter().map(|line| line["reason"].clone()).collect();
+    assert_eq!(reasons, [json!("invalid URI"), json!("invalid HTTP header parsed")]);
+    assert!(told.iter().all(|line| ports.contains(&line["peer"].as_str().unwrap().to_owned())), "{told:?}");
 }
 
 /// Whether the first was answered by the service or by us: its answer is whole before the refusal of the second.
