@@ -7,7 +7,7 @@ use crate::proxy::ServerConfig;
 
 /// Descriptors that are not for clients: the operators' connections, Postgres, the journal, the log. Half of them where
 /// there are few.
-const KEPT: u64 = 1024;
+const KEPT: u64 = 2048;
 
 /// Raises the soft limit, which is often 1024, to the hard one. Returns what holds now; `None` is no limit.
 pub(super) fn raise() -> Option<u64> {
@@ -28,8 +28,8 @@ pub(super) struct Room {
 pub(super) fn room(files: Option<u64>) -> Room {
     let files = files.unwrap_or(u64::MAX);
     let kept = KEPT.min(files / 2);
-    let most = |files: u64| usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
-    Room { clients: most(files - kept), operators: most(kept) }
+    let most = |files: u64| usize::try_from(files).unwrap_or(usize::MAX).max(1);
+    Room { clients: most((files - kept) / 2), operators: most(kept / 4) }
 }
 
 impl Room {
@@ -65,10 +65,10 @@ mod tests {
             let room = room(files);
             (room.within(server.clone()).max_connections, room.operators())
         };
-        assert_eq!([None, Some(65_536), Some(21_024)].map(most), [(10_000, 512); 3]);
+        assert_eq!([None, Some(65_536), Some(22_048)].map(most), [(10_000, 512); 3]);
         assert_eq!(
             [Some(4096), Some(1024), Some(120), Some(0)].map(most),
-            [(1536, 512), (256, 256), (30, 30), (1, 1)]
+            [(1024, 512), (256, 128), (30, 15), (1, 1)]
         );
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::service::Service;
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -33,8 +33,12 @@ impl Worker {
         };
         let switch = Switch::default();
         let (worker, to) = (self.clone(), switch.clone());
-        let calls =
-            Calls { worker, peer, protocol, activity: activity.clone(), switch: to, stop: stop.clone() };
+        let calls = Arc::new(Calls { worker, peer, protocol, switch: to, stop: stop.clone() });
+        let in_flight = activity.clone();
+        let calls = service_fn(move |request| {
+            let (calls, busy) = (calls.clone(), in_flight.begin());
+            async move { Ok::<_, Infallible>(calls.answer(request).await.map(|body| Held::new(body, busy))) }
+        });
         let io = TokioIo::new(stream);
         match protocol {
             Protocol::Http2 => {
@@ -119,33 +123,23 @@ fn spelled_out(response: Response<Body>) -> Vec<u8> {
     bytes
 }
 
-/// What answers a connection's requests.
+/// What a connection's requests need.
 #[derive(Debug)]
 struct Calls {
     worker: Arc<Worker>,
     peer: SocketAddr,
     protocol: Protocol,
-    activity: Arc<Activity>,
     switch: Switch,
     stop: CancellationToken,
 }
 
-impl Service<Request<Incoming>> for Calls {
-    type Response = Response<Held<Body>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let busy = self.activity.begin();
-        let (worker, peer, protocol) = (self.worker.clone(), self.peer, self.protocol);
-        let (switch, stop) = (self.switch.clone(), self.stop.clone());
-        Box::pin(async move {
-            let mut response = worker.handle(request, peer, &switch).await;
-            let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            if protocol == Protocol::Http1 && stop.is_cancelled() && !switches {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response.map(|body| Held::new(body, busy)))
-        })
+impl Calls {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let mut response = self.worker.handle(request, self.peer, &self.switch).await;
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if self.protocol == Protocol::Http1 && self.stop.is_cancelled() && !switches {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }

@@ -226,7 +226,6 @@ async fn fault_83_without_file_descriptors_accepting_pauses_and_recovers() {
         }
     }
     assert_eq!(Client::ask(program.admin, request("GET", "/healthz")).await.status, 200);
-    assert_eq!(program.logged("connections can't be accepted"), 0);
     // As if others on the machine had taken them.
     drop(crowd);
     program.limit_files(10, 120);
