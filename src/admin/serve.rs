@@ -139,7 +139,7 @@ async fn converse(
         Ended::Itself(Err(error)) => {
             tracing::debug!(%error, %peer, "an admin connection ended badly");
             if error.is_parse() {
-                refuse(connection.into_parts().io.into_inner(), &error).await;
+                refuse(connection.into_parts().io.into_inner(), &error, &stop).await;
             }
         }
         Ended::Itself(Ok(())) | Ended::Silent(_) | Ended::Stopped => {}
@@ -147,7 +147,7 @@ async fn converse(
 }
 
 /// Answers a head that could not be parsed.
-async fn refuse(stream: ClientStream, error: &hyper::Error) {
+async fn refuse(stream: ClientStream, error: &hyper::Error, stop: &CancellationToken) {
     let Some(status) = stream.withheld() else { return };
     let id = uuid::Uuid::now_v7();
     let error = format!("not valid HTTP ({error})");
@@ -157,5 +157,10 @@ async fn refuse(stream: ClientStream, error: &hyper::Error) {
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let _ = tokio::time::timeout(LIMITS.head, stream.answer_and_close(answer.as_bytes())).await;
+    tokio::select! {
+        biased;
+        _ = stream.answer_and_close(answer.as_bytes()) => {}
+        () = tokio::time::sleep(LIMITS.head) => {}
+        () = stop.cancelled() => {}
+    }
 }

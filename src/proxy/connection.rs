@@ -65,7 +65,7 @@ impl Worker {
                     }
                     Ended::Itself(Err(error)) if error.is_parse() => {
                         if let Some(parts) = connection.into_parts() {
-                            self.refuse(parts.io.into_inner(), &error).await;
+                            self.refuse(parts.io.into_inner(), &error, &stop).await;
                         }
                     }
                     Ended::Itself(Err(_)) | Ended::Silent(_) | Ended::Stopped => {}
@@ -95,14 +95,18 @@ impl Worker {
     }
 
     /// Answers a head that could not be parsed, in place of the bare status that was withheld.
-    async fn refuse(&self, stream: ClientStream, error: &hyper::Error) {
+    async fn refuse(&self, stream: ClientStream, error: &hyper::Error, stop: &CancellationToken) {
         let Some(status) = stream.withheld().and_then(|status| StatusCode::from_u16(status).ok()) else {
             return;
         };
         let failure = Failure::NotHttp { status, why: error.to_string() };
         let answer = spelled_out(self.reply(&failure, None, None, None));
-        let answering = stream.answer_and_close(&answer);
-        let _ = tokio::time::timeout(self.core.server.header_timeout, answering).await;
+        tokio::select! {
+            biased;
+            _ = stream.answer_and_close(&answer) => {}
+            () = tokio::time::sleep(self.core.server.header_timeout) => {}
+            () = stop.cancelled() => {}
+        }
     }
 }
 
