@@ -12,6 +12,7 @@
 mod alerts;
 mod database;
 mod explain;
+mod file_limit;
 mod health;
 mod inherited;
 mod jobs;
@@ -102,7 +103,7 @@ impl Gateway {
     /// Errors: [`crate::settings::Faults`] where the config names what can't be had (a port that is taken, a data
     /// directory that can't be written, a policy that can't work); otherwise what failed, in one sentence.
     pub async fn start(settings: Settings, inherited: Inherited) -> anyhow::Result<Self> {
-        raise_file_limit();
+        let room = file_limit::room(file_limit::raise());
         let metrics = Metrics::new();
         let replica_id = replica_id(&settings.data_dir).map_err(|why| settings.fault("data.dir", why))?;
         let (recorder, journal) = Journal::open(settings.record.clone(), metrics.clone())
@@ -144,11 +145,11 @@ impl Gateway {
             recorder,
             counter: Counter::start(1, COUNT_QUEUE),
             metrics: metrics.clone(),
-            server: settings.server.clone(),
+            server: room.within(settings.server.clone()),
             upstream: settings.upstream.clone(),
             lease_wait: settings.lease_wait,
             refusing: AtomicBool::new(false),
-            cutting: AtomicBool::new(false),
+            cutting: CancellationToken::new(),
             drains: Drains::new(settings.server.max_drains),
             tasks: TaskTracker::new(),
         });
@@ -226,8 +227,12 @@ impl Gateway {
             aggregate: jobs::on_request(store.clone(), metrics.clone()),
             audit: audit_sink(core.clone()),
         };
-        let admin =
-            tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone().cancelled_owned()));
+        let admin = tokio::spawn(admin::serve(
+            admin_listener,
+            admin::router(state),
+            room.operators(),
+            stop.clone().cancelled_owned(),
+        ));
         background.spawn(reload::watch(settings.clone(), core.clone(), stop.clone()));
 
         let address = listener.address();
@@ -386,14 +391,5 @@ fn bind_fault(address: SocketAddr, error: &std::io::Error) -> String {
         }
         std::io::ErrorKind::AddrNotAvailable => format!("{address} is no address of this machine"),
         _ => format!("{address} can't be bound: {error}"),
-    }
-}
-
-/// Each client connection and each upstream connection takes a file descriptor; the soft limit is often 1024.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }
 }

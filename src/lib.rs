@@ -27,6 +27,7 @@
 //! | 0 | [`model`] | pure values: tenant, window, quota, tokens, price, event; no clock, no I/O |
 //! | 1 | [`meter`] | bytes in, token usage out |
 //! | 1 | [`telemetry`] | what `/metrics` shows |
+//! | 1 | `net` | how many connections there may be, how long each may be silent, how it is closed |
 //! | 2 | [`quota`] | ledgers, reservations, plans |
 //! | 2 | [`tenant`] | look-ups in the service's database, cached |
 //! | 2 | [`record`] | recorder, journal, shipper |
@@ -45,6 +46,7 @@ pub mod gateway;
 pub mod jobs;
 pub mod meter;
 pub mod model;
+mod net;
 pub mod proxy;
 pub mod quota;
 pub mod record;

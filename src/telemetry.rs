@@ -47,8 +47,10 @@ pub struct Metrics {
     registry: Registry,
     /// Client connections open now.
     pub connections: Gauge,
-    /// Client connections turned away because `max_connections` were open.
+    /// Client connections turned away because too many were open.
     pub connections_refused: Counter,
+    /// Client connections that the gateway turned away or ended, by `reason`: a limit of `[server]`.
+    pub connections_ended: Family<Label, Counter>,
     /// Requests that are not HTTP as it should be: answered 4xx by us, nothing forwarded.
     pub bad_requests: Counter,
     /// Requests passed through unmetered.
@@ -177,6 +179,12 @@ impl Metrics {
                 "connections_refused",
                 "Client connections over the cap",
                 Counter::default(),
+            ),
+            connections_ended: add(
+                r,
+                "connections_ended",
+                "Client connections turned away or ended by a limit, by reason",
+                Family::default(),
             ),
             bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
             passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),

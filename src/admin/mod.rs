@@ -28,7 +28,7 @@ mod throttle;
 mod usage;
 
 pub use router::router;
-pub use serve::serve;
+pub use serve::{MAX_CONNECTIONS, serve};
 pub use state::{
     Aggregation, AuditSink, Config, ExplainSource, Explained, Health, HealthSource, LimitsChanged, Part,
     PlanSource, QuotaSource, QuotaView, ServicePlan, State, Status,

@@ -1,7 +1,12 @@
-//! The admin listener's connections: bounded in number and in patience, so that a flood or a slow client leaves
-//! the probes reachable.
+//! The admin listener's connections: bounded in number and in patience, so that a flood or silent clients leave the
+//! probes reachable.
+//!
+//! When all places are taken, the connection that has been without a request for longest gives way: a probe asks as soon as
+//! it is connected, and is never the oldest of those that don't.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,18 +14,27 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::http1::{self, Connection};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Connections at once. Prometheus, probes, a dashboard and some people need a dozen.
-const MAX_CONNECTIONS: usize = 512;
+use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, attend, greet};
 
-/// How long a request's head may take to come, and how long a connection may idle between two.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Connections at once, at most. Prometheus, probes, a dashboard and some people need a dozen.
+pub const MAX_CONNECTIONS: usize = 512;
+
+/// How long a client may take to begin and to send a request's head, and how long a connection may be idle between two:
+/// longer than the usual interval of a scrape or a probe.
+const LIMITS: Limits = Limits {
+    handshake: Duration::from_secs(10),
+    head: Duration::from_secs(10),
+    idle: Duration::from_secs(75),
+};
 
 /// How long open calls may take to end once the listener stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -28,18 +42,17 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// A pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `shutdown` resolves, then lets open calls end, for five seconds at most.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Serves `router` on `listener`, `most` connections at once, until `shutdown` resolves, then lets open calls end, for
+/// five seconds at most.
+pub async fn serve(listener: TcpListener, router: Router, most: usize, shutdown: impl Future<Output = ()>) {
     let stop = CancellationToken::new();
-    let mut connections = tokio::task::JoinSet::new();
+    let mut connections = Connections { most, tasks: JoinSet::new(), open: VecDeque::new() };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut shutdown => break,
         };
-        while connections.try_join_next().is_some() {}
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -48,45 +61,106 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
                 continue;
             }
         };
-        // Past the cap a connection is closed, not queued: a probe should fail at once or work.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (router, stop) = (router.clone(), stop.clone());
-        connections.spawn(async move {
-            if let Err(error) = converse(stream, peer, router, stop).await {
-                tracing::debug!(%error, %peer, "an admin connection ended badly");
-            }
-            drop(place);
-        });
+        // Where nobody gives way the connection is closed, not queued: a probe should fail at once or work.
+        if connections.make_room() {
+            let activity = Activity::new(LIMITS);
+            connections
+                .add(&activity, converse(stream, peer, router.clone(), activity.clone(), stop.clone()));
+        }
     }
     drop(listener);
     stop.cancel();
-    let ended = async { while connections.join_next().await.is_some() {} };
+    let mut tasks = connections.tasks;
+    let ended = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, ended).await.is_err() {
         tracing::warn!("admin calls were still open at the end of the drain");
     }
-    connections.shutdown().await;
+    tasks.shutdown().await;
+}
+
+/// The open connections, oldest first.
+struct Connections {
+    most: usize,
+    tasks: JoinSet<()>,
+    open: VecDeque<(Arc<Activity>, AbortHandle)>,
+}
+
+impl Connections {
+    /// Whether there is room for one more, if need be that of a connection without a request.
+    fn make_room(&mut self) -> bool {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.len() < self.most {
+            return true;
+        }
+        self.open.retain(|(_, task)| !task.is_finished());
+        let Some(silent) = self.open.iter().position(|(activity, _)| !activity.is_busy()) else {
+            return false;
+        };
+        if let Some((_, task)) = self.open.remove(silent) {
+            task.abort();
+        }
+        true
+    }
+
+    fn add(&mut self, activity: &Arc<Activity>, connection: impl Future<Output = ()> + Send + 'static) {
+        // Those that have ended are forgotten now and then.
+        if self.open.len() >= 2 * self.most {
+            self.open.retain(|(_, task)| !task.is_finished());
+        }
+        let task = self.tasks.spawn(connection);
+        self.open.push_back((activity.clone(), task));
+    }
 }
 
 async fn converse(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
+    activity: Arc<Activity>,
     stop: CancellationToken,
-) -> hyper::Result<()> {
+) {
+    let Ok((Protocol::Http1, stream)) = greet(stream, &activity, &stop).await else { return };
     let service = TowerToHyperService::new(router);
+    let calls = activity.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let busy = calls.begin();
         request.extensions_mut().insert(ConnectInfo(peer));
-        service.call(request)
+        let answering = service.call(request);
+        async move { answering.await.map(|response| response.map(|body| Held::new(body, busy))) }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // The limits are the connection's own.
+        .header_read_timeout(None)
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    let finish = |connection: Pin<&mut _>| Connection::graceful_shutdown(connection);
+    match attend(Pin::new(&mut connection), finish, &activity, Protocol::Http1, &stop).await {
+        Ended::Itself(Err(error)) => {
+            tracing::debug!(%error, %peer, "an admin connection ended badly");
+            if error.is_parse() {
+                refuse(connection.into_parts().io.into_inner(), &error, &stop).await;
+            }
+        }
+        Ended::Itself(Ok(())) | Ended::Silent(_) | Ended::Stopped => {}
     }
-    connection.await
+}
+
+/// Answers a head that could not be parsed.
+async fn refuse(stream: ClientStream, error: &hyper::Error, stop: &CancellationToken) {
+    let Some(status) = stream.withheld() else { return };
+    let id = uuid::Uuid::now_v7();
+    let error = format!("not valid HTTP ({error})");
+    let body = json!({"error": error, "code": "bad_request", "request_id": id}).to_string();
+    let answer = format!(
+        "HTTP/1.1 {status} \r\ncontent-type: application/json\r\nx-request-id: {id}\r\ncache-control: no-store\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    tokio::select! {
+        biased;
+        _ = stream.answer_and_close(answer.as_bytes()) => {}
+        () = tokio::time::sleep(LIMITS.head) => {}
+        () = stop.cancelled() => {}
+    }
 }

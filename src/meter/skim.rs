@@ -569,7 +569,8 @@ impl Skimmer {
         let rest = &bytes[at..];
         let run = rest.iter().position(|byte| !IN_SCALAR[usize::from(*byte)]).unwrap_or(rest.len());
         let wanted = self.state == State::Scalar;
-        if run < rest.len() && wanted && self.partial.is_empty() && run <= MAX_SCALAR {
+        let fresh = self.partial.is_empty() && !self.too_long;
+        if wanted && fresh && run < rest.len() && run <= MAX_SCALAR {
             sink.scalar(self.node, Some(&rest[..run]));
             self.ended();
             return at + run;

@@ -21,8 +21,16 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Client connections at once.
     pub max_connections: usize,
+    /// Of these, from one client address; 0 is as many as there are. Trusted proxies are not counted.
+    pub max_connections_per_client: usize,
     /// How long a client may take to send its headers.
     pub header_timeout: Duration,
+    /// How long a connection may be idle between two requests.
+    pub keep_alive_timeout: Duration,
+    /// The protocols that a connection may be switched to, in small letters.
+    pub upgrades: Vec<String>,
+    /// How long neither side of a switched connection may say anything.
+    pub upgrade_idle_timeout: Duration,
     /// Bytes of a request's head.
     pub max_header_bytes: usize,
     /// Header lines of a request.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::{IdentifyConfig, RouteConfig, ServerConfig, SourceConfig, UpstreamConfig};
@@ -185,8 +186,8 @@ pub struct Core {
     pub lease_wait: Duration,
     /// Set while quotas can't be checked and the config says to refuse then.
     pub refusing: AtomicBool,
-    /// Set once the drain limit has run out: what is dropped from then on was cut by us.
-    pub cutting: AtomicBool,
+    /// Cancelled once the drain limit has run out: what still runs ends, and what is dropped from then on was cut by us.
+    pub cutting: CancellationToken,
     /// Room for answers that are read on after their clients left.
     pub drains: Drains,
     /// Settlements that outlive their connection. Closed and waited for at the stop.

@@ -3,27 +3,17 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 /// What bounds all drains together.
 #[derive(Debug)]
 pub struct Drains {
     pub(crate) room: Arc<Semaphore>,
-    pub(crate) cut: CancellationToken,
 }
 
 impl Drains {
     /// Room for `most` at once.
     pub fn new(most: usize) -> Self {
-        Self {
-            room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
-            cut: CancellationToken::new(),
-        }
-    }
-
-    /// Ends those that run: the drain limit of the stop ran out.
-    pub(crate) fn cut(&self) {
-        self.cut.cancel();
+        Self { room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))) }
     }
 }
 

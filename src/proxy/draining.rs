@@ -10,7 +10,6 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -53,7 +52,7 @@ pub(crate) fn client_left(rest: Rest, mut settlement: Settlement) {
     let Some((core, limits)) = settlement.drain().map(|(core, limits)| (core.clone(), limits)) else {
         return;
     };
-    if std::thread::panicking() || core.cutting.load(Ordering::Relaxed) {
+    if std::thread::panicking() || core.cutting.is_cancelled() {
         return;
     }
     let Ok(runtime) = Handle::try_current() else { return };
@@ -71,7 +70,7 @@ pub(crate) fn client_left(rest: Rest, mut settlement: Settlement) {
             let reading = read_on(rest, &mut settlement, idle, limits.bytes);
             let drained = tokio::select! {
                 biased;
-                () = core.drains.cut.cancelled() => Drained::Stopped,
+                () = core.cutting.cancelled() => Drained::Stopped,
                 read = tokio::time::timeout(limits.time, reading) => read.unwrap_or(Drained::TimeLimit),
             };
             bump(&core.metrics.drains, "ending", drained.as_str());

@@ -20,12 +20,13 @@ use super::failure::{Failure, Side};
 use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
-use super::passing::{clean, pass, prepare};
+use super::passing::{clean, pass, prepare, switch};
 use super::refusals::Weighed;
 use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
 use super::tap::tap;
+use super::upgrade::Offer;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
@@ -48,6 +49,8 @@ pub(crate) struct Exchange<'a> {
     /// Its `x-request-id`.
     pub(crate) id: HeaderValue,
     pub(crate) arrival: Arrival,
+    /// What it offers to switch to, where its route takes that.
+    pub(crate) offer: Option<Offer>,
 }
 
 impl Exchange<'_> {
@@ -99,6 +102,9 @@ impl Exchange<'_> {
         }
 
         let mut request = forwarded(head, read.forward, &self.policy);
+        if let Some(offer) = &self.offer {
+            offer.put(request.headers_mut());
+        }
         if self.route.config.narrow_accept_encoding {
             narrow_accept_encoding(request.headers_mut());
         }
@@ -118,8 +124,7 @@ impl Exchange<'_> {
             }
         };
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            settlement.failed(Outcome::UpstreamError, Failure::UpstreamUnreachable.status().as_u16());
-            return Err(Failure::UpstreamUnreachable);
+            return self.switch(response, settlement);
         }
         self.answer(response, settlement).await
     }
@@ -171,6 +176,23 @@ impl Exchange<'_> {
         failure
     }
 
+    /// One call, from here to the end of the connection.
+    fn switch(
+        &mut self,
+        response: Response<Incoming>,
+        mut settlement: Settlement,
+    ) -> Result<Response<Body>, Failure> {
+        let standings = settlement.standings().to_vec();
+        let offer = self.offer.take();
+        if offer.as_ref().is_some_and(|offer| offer.is_taken_by(&response)) {
+            settlement.switching(&response);
+        }
+        let mut answer = switch(response, offer, Some(settlement))?;
+        set_rate_limits(answer.headers_mut(), &standings, Timestamp::now());
+        answer.headers_mut().insert(X_REQUEST_ID, self.id.clone());
+        Ok(answer)
+    }
+
     fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let plain = read.plain.as_ref()?;
@@ -197,10 +219,11 @@ impl Exchange<'_> {
         self.policy.entitlement(&self.core.directory, tenant, now).await
     }
 
-    async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
+    async fn pass_unmetered(&mut self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
         self.core.metrics.passed_through.inc();
         let request = forwarded(head, read.forward, &self.policy);
-        pass(self.upstream, &self.policy, request, read.fault, self.core.upstream.idle_timeout).await
+        let (idle, offer) = (self.core.upstream.idle_timeout, self.offer.take());
+        pass(self.upstream, &self.policy, request, read.fault, idle, offer).await
     }
 
     /// A request that names no tenant leaves no usage row; one whose token contradicts its session leaves an audit event.
@@ -263,7 +286,7 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values,
             content_length,
-            unread: read.unread.or(not_json.then_some("not_json")),
+            unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread).or(not_json.then_some("not_json")),
             only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),

@@ -19,8 +19,12 @@ pub(crate) enum Side {
 pub(crate) enum Failure {
     /// Not HTTP as it should be.
     Malformed(&'static str),
+    /// A head that can't be parsed.
+    NotHttp { status: StatusCode, why: String },
     /// CONNECT or TRACE.
     MethodRefused,
+    /// A switch to another protocol on a path whose calls are metered.
+    UpgradeRefused,
     /// The body broke off, or its framing is wrong.
     BodyBroken,
     /// The body paused for longer than the idle limit.
@@ -71,8 +75,10 @@ impl Failure {
             Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Failure::NotHttp { status, .. } => *status,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
             Failure::SessionUnknown => StatusCode::NOT_FOUND,
+            Failure::UpgradeRefused => StatusCode::UPGRADE_REQUIRED,
             Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -92,7 +98,11 @@ impl Failure {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Failure::Malformed(_) => "bad_request",
+            Failure::NotHttp { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, .. } => "head_too_large",
+            Failure::NotHttp { status: StatusCode::URI_TOO_LONG, .. } => "uri_too_long",
+            Failure::NotHttp { .. } => "bad_request",
             Failure::MethodRefused => "method_not_allowed",
+            Failure::UpgradeRefused => "upgrade_refused",
             Failure::BodyBroken => "body_incomplete",
             Failure::BodyTimeout => "body_timeout",
             Failure::BodyTooLarge { .. } => "body_too_large",
@@ -122,7 +132,8 @@ impl Failure {
     pub(crate) fn message(&self) -> &'static str {
         match self {
             Failure::Malformed(_) => "This request could not be understood.",
-            Failure::MethodRefused => "This can't be done here.",
+            Failure::NotHttp { .. } => "This request could not be understood.",
+            Failure::MethodRefused | Failure::UpgradeRefused => "This can't be done here.",
             Failure::BodyBroken => "Your message did not arrive whole. Please send it again.",
             Failure::BodyTimeout => "Your message took too long to arrive. Please send it again.",
             Failure::BodyTooLarge { .. } => "This is too large to be sent.",
@@ -151,7 +162,11 @@ impl Failure {
     pub(crate) fn detail(&self) -> Option<String> {
         Some(match self {
             Failure::Malformed(why) => (*why).to_owned(),
+            Failure::NotHttp { why, .. } => format!("not valid HTTP ({why})"),
             Failure::MethodRefused => "the method is not allowed".into(),
+            Failure::UpgradeRefused => {
+                "calls on this path are metered, so it can't be switched to another protocol: use plain HTTP".into()
+            }
             Failure::BodyBroken => "the request body ended before it was complete".into(),
             Failure::BodyTimeout => "the request body took too long to arrive".into(),
             Failure::BodyTooLarge { limit } => format!("the request body is larger than {limit} bytes"),
@@ -175,6 +190,7 @@ impl Failure {
                 | Failure::BodyTimeout
                 | Failure::BodyTooLarge { .. }
                 | Failure::Malformed(_)
+                | Failure::NotHttp { .. }
                 | Failure::MethodRefused
         )
     }

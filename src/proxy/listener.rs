@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +17,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
+use super::notice::Notices;
 use super::server::Worker;
+use crate::net::{Full, Place, Places};
+use crate::telemetry::bump;
 
 /// Connections that wait in the kernel while the acceptor is busy.
 const BACKLOG: i32 = 4096;
@@ -77,7 +80,7 @@ struct WorkerHandle {
     thread: thread::JoinHandle<()>,
 }
 
-type Accepted = (std::net::TcpStream, SocketAddr);
+type Accepted = (std::net::TcpStream, SocketAddr, Place);
 
 impl Proxy {
     /// Starts the workers and accepts. An error is one sentence.
@@ -87,8 +90,9 @@ impl Proxy {
             count => count,
         };
         let drain = CancellationToken::new();
+        let not_http = Arc::new(Notices::default());
         let workers = (0..count)
-            .map(|number| WorkerHandle::start(number, core.clone(), drain.clone()))
+            .map(|number| WorkerHandle::start(number, core.clone(), not_http.clone(), drain.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let targets =
             workers.iter().map(|worker| (worker.connections.clone(), worker.open.clone())).collect();
@@ -116,8 +120,7 @@ impl Proxy {
                 let left: usize = open.iter().map(|open| open.load(Ordering::Acquire)).sum();
                 let draining = core.metrics.draining.get();
                 tracing::warn!(connections = left, draining, "the drain limit ran out: cutting what is left");
-                core.cutting.store(true, Ordering::Relaxed);
-                core.drains.cut();
+                core.cutting.cancel();
             }
         }
         let _ = ended.await;
@@ -125,7 +128,12 @@ impl Proxy {
 }
 
 impl WorkerHandle {
-    fn start(number: usize, core: Arc<Core>, drain: CancellationToken) -> Result<Self, String> {
+    fn start(
+        number: usize,
+        core: Arc<Core>,
+        not_http: Arc<Notices>,
+        drain: CancellationToken,
+    ) -> Result<Self, String> {
         let (connections, incoming) = mpsc::channel(HANDOVER);
         let open = Arc::new(AtomicUsize::new(0));
         let counter = open.clone();
@@ -136,7 +144,7 @@ impl WorkerHandle {
             .map_err(|error| format!("a worker's reactor can't be made: {error}"))?;
         let worker = {
             let _entered = runtime.enter();
-            Arc::new(Worker::new(core.clone())?)
+            Arc::new(Worker::new(core.clone(), not_http)?)
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
@@ -160,8 +168,8 @@ async fn work(
             accepted = incoming.recv() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let Some((stream, peer)) = accepted else { break };
-        let guard = OpenGuard { open: open.clone(), core: core.clone() };
+        let Some((stream, peer, place)) = accepted else { break };
+        let guard = OpenGuard { open: open.clone(), core: core.clone(), _place: place };
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let (worker, drain) = (worker.clone(), drain.clone());
         connections.spawn(async move {
@@ -169,17 +177,12 @@ async fn work(
             worker.serve(stream, peer, drain).await;
         });
     }
-    let cutting = async {
-        while !core.cutting.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
     tokio::select! {
         () = async { while connections.join_next().await.is_some() {} } => {}
-        () = cutting => {}
+        () = core.cutting.cancelled() => {}
     }
     connections.shutdown().await;
-    // Upgraded connections and late counts live on in tasks of this runtime.
+    // Streams of HTTP/2, answers read on and late counts live on in tasks of this runtime.
     core.tasks.close();
     core.tasks.wait().await;
     // The hub's own task may not have come round any more.
@@ -190,6 +193,7 @@ async fn work(
 struct OpenGuard {
     open: Arc<AtomicUsize>,
     core: Arc<Core>,
+    _place: Place,
 }
 
 impl Drop for OpenGuard {
@@ -205,6 +209,7 @@ async fn accept(
     workers: Vec<(mpsc::Sender<Accepted>, Arc<AtomicUsize>)>,
     drain: CancellationToken,
 ) {
+    let door = Door::new(core, workers);
     let mut backoff = Duration::ZERO;
     loop {
         let accepted = tokio::select! {
@@ -214,7 +219,7 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 backoff = Duration::ZERO;
-                hand_over(stream, peer, &core, &workers);
+                door.let_in(stream, peer);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -230,28 +235,53 @@ async fn accept(
     }
 }
 
-fn hand_over(
-    stream: TcpStream,
-    peer: SocketAddr,
-    core: &Core,
-    workers: &[(mpsc::Sender<Accepted>, Arc<AtomicUsize>)],
-) {
-    let loads = workers.iter().map(|(_, open)| open.load(Ordering::Relaxed));
-    if loads.sum::<usize>() >= core.server.max_connections {
-        core.metrics.connections_refused.inc();
-        return;
+/// Decides who gets in, and to which worker.
+struct Door {
+    core: Arc<Core>,
+    workers: Vec<(mpsc::Sender<Accepted>, Arc<AtomicUsize>)>,
+    places: Arc<Places>,
+    full: Notices,
+}
+
+impl Door {
+    fn new(core: Arc<Core>, workers: Vec<(mpsc::Sender<Accepted>, Arc<AtomicUsize>)>) -> Self {
+        let server = &core.server;
+        let exempt = server.trusted_proxies.clone();
+        let places = Places::new(server.max_connections, server.max_connections_per_client, exempt);
+        Self { core, workers, places, full: Notices::default() }
     }
-    let Some((worker, open)) = workers.iter().min_by_key(|(_, open)| open.load(Ordering::Relaxed)) else {
-        return;
-    };
-    let prepared = prepare(stream, core.upstream.idle_timeout);
-    let Ok(stream) = prepared else { return };
-    open.fetch_add(1, Ordering::AcqRel);
-    core.metrics.connections.inc();
-    if worker.try_send((stream, peer)).is_err() {
-        open.fetch_sub(1, Ordering::AcqRel);
-        core.metrics.connections.dec();
-        core.metrics.connections_refused.inc();
+
+    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
+        let place = match self.places.take(peer.ip()) {
+            Ok(place) => place,
+            Err(Full::All) => {
+                return self.refuse(peer, "max_connections", "as many as there may be are open");
+            }
+            Err(Full::Client) => {
+                let why =
+                    "its address has as many as it may; if it is a proxy, add it to server.trusted_proxies";
+                return self.refuse(peer, "max_connections_per_client", why);
+            }
+        };
+        let fewest = self.workers.iter().min_by_key(|(_, open)| open.load(Ordering::Relaxed));
+        let Some((worker, open)) = fewest else { return };
+        let Ok(stream) = prepare(stream, self.core.upstream.idle_timeout) else { return };
+        open.fetch_add(1, Ordering::AcqRel);
+        self.core.metrics.connections.inc();
+        if worker.try_send((stream, peer, place)).is_err() {
+            open.fetch_sub(1, Ordering::AcqRel);
+            self.core.metrics.connections.dec();
+            self.refuse(peer, "busy", "the worker has not yet begun with those that it was given");
+        }
+    }
+
+    /// The connection is closed by being dropped.
+    fn refuse(&self, peer: SocketAddr, reason: &'static str, why: &'static str) {
+        self.core.metrics.connections_refused.inc();
+        bump(&self.core.metrics.connections_ended, "reason", reason);
+        if let Some(times) = self.full.due(reason, Instant::now()) {
+            tracing::warn!(%peer, limit = reason, times, why, "connections were refused");
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! 4. The proxy never sees the store: who calls is `tenant`'s answer, what is left is `quota`'s, and what happened
 //!    goes to `record`.
 //!
-//! The way in: `server` accepts and checks, `route` decides, `exchange` runs a metered request
+//! The way in: `listener` accepts, `connection` speaks HTTP, `server` checks, `route` decides, `exchange` runs a metered request
 //! (`inspect` → `identify` → reserve → `upstream` → `tap` → `settlement`). `departure` knows whether a request has left for
 //! the service, and `model_name` which model it is priced as; `draining` reads on what a client left behind.
 //! `strangers` bounds callers whose sessions can't be looked up, and `refusals` what refusals leave in the tables.
@@ -19,6 +19,7 @@ mod audit;
 mod body;
 mod charging;
 mod config;
+mod connection;
 mod core;
 mod cut;
 mod cutting;
@@ -44,6 +45,8 @@ mod server;
 mod settlement;
 mod strangers;
 mod tap;
+mod tunnel;
+mod upgrade;
 mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};

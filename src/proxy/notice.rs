@@ -1,6 +1,8 @@
 //! What an operator is told once, and not with every call.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the same thing is told.
@@ -33,6 +35,22 @@ impl Notice {
         // Of several at once one tells it.
         self.due_ms.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
         Some(self.untold.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// Notices of one kind, each for a reason of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Notices(Mutex<HashMap<String, Notice>>);
+
+/// More reasons than there are.
+const MOST: usize = 64;
+
+impl Notices {
+    /// One more for this reason, as [`Notice::due`] has it.
+    pub(crate) fn due(&self, reason: &str, now: Instant) -> Option<u64> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = if known.len() < MOST || known.contains_key(reason) { reason } else { "" };
+        known.entry(reason.to_owned()).or_insert_with(Notice::new).due(now)
     }
 }
 

@@ -1,17 +1,19 @@
 //! Requests that are not metered: they reach the other side as they came.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use super::body::{Body, ClientFault, RequestBody};
 use super::core::Policy;
 use super::failure::Failure;
 use super::headers::{remove_hop_by_hop, restrict_trailers};
 use super::pause::Idle;
+use super::settlement::Settlement;
+use super::tunnel::Tunnel;
+use super::upgrade::Offer;
 use super::upstream::Upstream;
+use crate::model::event::Outcome;
 
 /// Forwards a request whose forwarding headers are set, and returns the upstream's answer.
 pub(crate) async fn pass(
@@ -20,28 +22,47 @@ pub(crate) async fn pass(
     mut request: Request<RequestBody>,
     fault: Option<ClientFault>,
     idle: std::time::Duration,
+    offer: Option<Offer>,
 ) -> Result<Response<Body>, Failure> {
-    let upgrade = upgrade_asked(request.headers()).map(|protocol| {
-        let client = request.extensions_mut().remove::<OnUpgrade>();
-        (protocol, client)
-    });
     prepare(request.headers_mut(), policy.rules.tenant_headers());
-    if let Some((protocol, _)) = &upgrade {
-        request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(header::UPGRADE, protocol.clone());
+    if let Some(offer) = &offer {
+        offer.put(request.headers_mut());
     }
     let response = upstream.send(request, fault).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return match upgrade {
-            Some((_, Some(client))) => Ok(switch(response, client)),
-            // Nobody asked for it: whatever follows would be read as another protocol than it is.
-            _ => Err(Failure::UpstreamUnreachable),
-        };
+        return switch(response, offer, None);
     }
     let (mut head, body) = response.into_parts();
     clean(&mut head.headers);
     head.version = Version::HTTP_11;
     Ok(Response::from_parts(head, Body::Passing(body, Idle::new(idle))))
+}
+
+/// The answer of a service that switched; both sides are joined once the client has it. `settlement` is that of a metered
+/// request.
+///
+/// Errors: where nobody asked for what it switched to, since what follows would be read as another protocol than it is.
+pub(crate) fn switch(
+    mut response: Response<Incoming>,
+    offer: Option<Offer>,
+    settlement: Option<Settlement>,
+) -> Result<Response<Body>, Failure> {
+    let Some(offer) = offer.filter(|offer| offer.is_taken_by(&response)) else {
+        if let Some(settlement) = settlement {
+            settlement.failed(Outcome::UpstreamError, Failure::UpstreamUnreachable.status().as_u16());
+        }
+        return Err(Failure::UpstreamUnreachable);
+    };
+    let service = hyper::upgrade::on(&mut response);
+    let (mut head, _) = response.into_parts();
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    clean(&mut head.headers);
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        head.headers.insert(header::UPGRADE, protocol);
+    }
+    offer.switch.put(Tunnel::new(offer.protocol(), offer.client, service, settlement));
+    Ok(Response::from_parts(head, Body::Empty))
 }
 
 /// Makes a request's headers fit for the next hop.
@@ -55,29 +76,4 @@ pub(crate) fn prepare(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
 /// Makes an answer's headers fit for the client.
 pub(crate) fn clean(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers, &[]);
-}
-
-fn upgrade_asked(headers: &HeaderMap) -> Option<header::HeaderValue> {
-    let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let asked =
-        named.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    if asked { headers.get(header::UPGRADE).cloned() } else { None }
-}
-
-/// Joins both sides once they have switched; both connections end together.
-fn switch(mut response: Response<Incoming>, client: OnUpgrade) -> Response<Body> {
-    let server = hyper::upgrade::on(&mut response);
-    tokio::spawn(async move {
-        let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-    });
-    let (mut head, _) = response.into_parts();
-    let protocol = head.headers.get(header::UPGRADE).cloned();
-    clean(&mut head.headers);
-    head.headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-    if let Some(protocol) = protocol {
-        head.headers.insert(header::UPGRADE, protocol);
-    }
-    Response::from_parts(head, Body::Empty)
 }

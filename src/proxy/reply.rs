@@ -55,6 +55,11 @@ pub(crate) fn reply(
             headers
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
         }
+        // RFC 9110 §15.5.22: with what it is to be asked instead.
+        Failure::UpgradeRefused => {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
         Failure::MethodRefused => {
             headers.insert(
                 header::ALLOW,

@@ -10,7 +10,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::audit;
-use super::config::{IdentifyConfig, PathMatch, RouteConfig, SourceConfig};
+use super::config::{BodyConfig, IdentifyConfig, PathMatch, RouteConfig, SourceConfig};
 use super::identify::{Rejection, Rules};
 use super::model_name::ModelRules;
 use super::notice::Notice;
@@ -50,6 +50,11 @@ impl Route {
         let audit = audit::Rules::new(&config.audit, &segments, tenant)?;
         let model = ModelRules::new(config)?;
         Ok(Self { config: config.clone(), format, sources, audit, model, unread: Notice::new() })
+    }
+
+    /// Whether its calls are metered without being read.
+    pub(crate) fn is_opaque(&self) -> bool {
+        matches!(self.config.body, BodyConfig::Opaque { .. })
     }
 
     /// Whether a request that can't be given a tenant passes unmetered.

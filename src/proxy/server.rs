@@ -1,19 +1,16 @@
-//! One connection: HTTP/1.1 or HTTP/2, and what each request on it gets.
+//! A worker, and what each request gets from it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arc_swap::Guard;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri};
+use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use hyper_util::rt::TokioTimer;
 use tokio_util::task::TaskTracker;
 
 use super::body::{Body, RequestBody};
@@ -21,17 +18,17 @@ use super::core::{Core, Policy};
 use super::exchange::Exchange;
 use super::failure::{Failure, Side};
 use super::headers::{check_host, request_id, set_forwarding, take_host};
+use super::notice::Notices;
 use super::passing::pass;
 use super::refusal::RefusalText;
 use super::reply::reply;
 use super::route::Found;
 use super::settlement::Arrival;
+use super::upgrade::{self, Offer, Switch};
 use super::upstream::Upstream;
+use crate::net::while_taken;
 use crate::record::Hub;
 use crate::telemetry::bump;
-
-/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4); no HTTP/1 method begins so.
-const H2_PREFACE: &[u8; 4] = b"PRI ";
 
 /// A worker's view of the gateway.
 #[derive(Debug)]
@@ -39,101 +36,61 @@ pub(crate) struct Worker {
     pub(crate) core: Arc<Core>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) upstream: Arc<Upstream>,
-    http1: hyper::server::conn::http1::Builder,
-    http2: hyper::server::conn::http2::Builder<Tracked>,
+    pub(super) http1: hyper::server::conn::http1::Builder,
+    pub(super) http2: hyper::server::conn::http2::Builder<Tracked>,
+    /// Of requests that are no HTTP, by what is wrong with them.
+    pub(super) not_http: Arc<Notices>,
 }
 
 /// Runs the streams of HTTP/2 as tasks that the stop waits for: they outlive their connection by a moment, and each
-/// has an exchange to settle.
+/// has an exchange to settle. A client that takes nothing of its answer for so long loses it.
 #[derive(Clone, Debug)]
-struct Tracked(TaskTracker);
+pub(super) struct Tracked(TaskTracker, Duration);
 
 impl<F> hyper::rt::Executor<F> for Tracked
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.spawn(stream);
+        self.0.spawn(while_taken(stream, self.1));
     }
 }
 
 impl Worker {
-    pub(crate) fn new(core: Arc<Core>) -> Result<Self, String> {
+    pub(crate) fn new(core: Arc<Core>, not_http: Arc<Notices>) -> Result<Self, String> {
         let upstream = Arc::new(Upstream::new(&core.upstream)?);
         let server = &core.server;
         let mut http1 = hyper::server::conn::http1::Builder::new();
         http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(server.header_timeout)
+            // The limit to a head is the connection's (`net::activity`): hyper's would hold for idleness as well.
+            .header_read_timeout(None)
             .max_headers(server.max_headers)
             .max_header_size(server.max_header_bytes)
             .max_buf_size(server.max_header_bytes.max(64 * 1024))
             .preserve_header_case(true);
         // Not pipeline_flush: with it hyper buffers without a bound what a client does not read.
-        let mut http2 = hyper::server::conn::http2::Builder::new(Tracked(core.tasks.clone()));
+        let mut http2 =
+            hyper::server::conn::http2::Builder::new(Tracked(core.tasks.clone(), core.upstream.idle_timeout));
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(server.header_timeout);
         let hub = Hub::new(core.recorder.clone());
-        Ok(Self { core, hub, upstream, http1, http2 })
-    }
-
-    /// Serves a connection to its end; after `drain`, to the end of the exchanges in flight.
-    pub(crate) async fn serve(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        drain: CancellationToken,
-    ) {
-        let h2 = match tokio::time::timeout(self.core.server.header_timeout, speaks_h2(&stream)).await {
-            Ok(Ok(h2)) => h2,
-            Ok(Err(_)) | Err(_) => return,
-        };
-        let worker = self.clone();
-        let service = service_fn(move |request| {
-            let worker = worker.clone();
-            async move { Ok::<_, Infallible>(worker.handle(request, peer).await) }
-        });
-        let io = TokioIo::new(stream);
-        // The two kinds of connection have no type in common.
-        macro_rules! run {
-            ($connection:expr) => {{
-                let mut connection = std::pin::pin!($connection);
-                let result = tokio::select! {
-                    biased;
-                    result = connection.as_mut() => result,
-                    () = drain.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                };
-                if let Err(error) = result {
-                    self.ended(&error);
-                }
-            }};
-        }
-        if h2 {
-            run!(self.http2.serve_connection(io, service));
-        } else {
-            run!(self.http1.serve_connection(io, service).with_upgrades());
-        }
-    }
-
-    fn ended(&self, error: &hyper::Error) {
-        if error.is_parse() {
-            self.core.metrics.bad_requests.inc();
-            tracing::debug!(%error, "a request was not HTTP");
-        }
+        Ok(Self { core, hub, upstream, http1, http2, not_http })
     }
 
     /// Answers one request, whatever it is.
-    async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub(super) async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        switch: &Switch,
+    ) -> Response<Body> {
         if let Err(failure) = check(&request) {
             self.core.metrics.bad_requests.inc();
             return self.reply(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
         }
-        if self.core.cutting.load(Ordering::Relaxed) {
+        if self.core.cutting.is_cancelled() {
             let origin = request.headers().get(header::ORIGIN);
             return self.reply(&Failure::Draining, None, request.uri(), origin, None);
         }
@@ -145,17 +102,26 @@ impl Worker {
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
         let target = head.uri.clone();
+        let offer = Offer::take(&mut head, !body.is_end_stream(), &self.core.server.upgrades, switch);
         let mut words = None;
-        let answer = match policy.routes.find(&head.method, head.uri.path()) {
+        let found = match &offer {
+            Some(_) => upgrade::metered(&policy.routes, head.uri.path()),
+            None => policy.routes.find(&head.method, head.uri.path()),
+        };
+        let answer = match found {
+            Some(Found { route, .. }) if offer.is_some() && !route.is_opaque() => {
+                Err(Failure::UpgradeRefused)
+            }
             Some(Found { route, segments }) => {
                 words = route.config.refusal.clone();
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
                 let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
-                Exchange { core, hub, upstream, policy, route, segments, caller, id: id.clone(), arrival }
+                let id = id.clone();
+                Exchange { core, hub, upstream, policy, route, segments, caller, id, arrival, offer }
                     .run(head, body)
                     .await
             }
-            None => self.pass(Guard::into_inner(policy), head, body).await,
+            None => self.pass(Guard::into_inner(policy), head, body, offer).await,
         };
         answer.unwrap_or_else(|failure| {
             self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
@@ -167,15 +133,16 @@ impl Worker {
         policy: Arc<Policy>,
         head: Parts,
         body: Incoming,
+        offer: Option<Offer>,
     ) -> Result<Response<Body>, Failure> {
         let core = &self.core;
         core.metrics.passed_through.inc();
         let (body, fault) = RequestBody::passing(body, core.upstream.idle_timeout);
         let request = Request::from_parts(head, body);
-        pass(&self.upstream, &policy, request, fault, core.upstream.idle_timeout).await
+        pass(&self.upstream, &policy, request, fault, core.upstream.idle_timeout, offer).await
     }
 
-    fn reply(
+    pub(super) fn reply(
         &self,
         failure: &Failure,
         id: Option<HeaderValue>,
@@ -222,18 +189,5 @@ fn check_framing(headers: &header::HeaderMap) -> Result<(), Failure> {
         (None, _) => Ok(()),
         (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Failure::Malformed("the Transfer-Encoding is not just chunked")),
-    }
-}
-
-/// Looks at a connection's first bytes without taking them.
-async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut first = [0; H2_PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        if seen == H2_PREFACE.len() || first[..seen] != H2_PREFACE[..seen] || seen == 0 {
-            return Ok(first == *H2_PREFACE);
-        }
-        // A few bytes that may become either: they stay readable, so waiting for readiness would spin.
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
 }

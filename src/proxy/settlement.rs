@@ -264,6 +264,23 @@ impl Settlement {
         open.meter = Some(meter);
     }
 
+    /// The service switches to another protocol: its answer is what goes through the connection from here on.
+    pub(crate) fn switching(&mut self, head: &http::Response<hyper::body::Incoming>) {
+        if let Some(open) = self.open.as_mut() {
+            open.head = Some(Instant::now());
+            open.status = Some(head.status().as_u16());
+        }
+    }
+
+    /// What went through a connection that had switched, for the row's metadata.
+    pub(crate) fn switched(&mut self, protocol: &str, from_client: u64, to_client: u64) {
+        if let Some(open) = self.open.as_mut() {
+            open.metadata.insert("upgrade".into(), json!(protocol));
+            open.metadata.insert("bytes_from_client".into(), json!(from_client));
+            open.metadata.insert("bytes_to_client".into(), json!(to_client));
+        }
+    }
+
     /// Bytes of the answer pass by.
     pub(crate) fn observe(&mut self, chunk: &[u8]) {
         if let Some(meter) = self.open.as_mut().and_then(|open| open.meter.as_mut()) {

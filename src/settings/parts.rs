@@ -45,7 +45,11 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
     }
     let workers = table.key("workers").count(0..=1024);
     let max_connections = table.key("max_connections").count(1..=10_000_000);
+    let max_per_client = table.key("max_connections_per_client").count(0..=10_000_000);
     let header_timeout = table.key("header_timeout").duration(MS..=HOUR);
+    let keep_alive_timeout = table.key("keep_alive_timeout").duration(MS..=DAY);
+    let upgrades = table.key("upgrades").strings(upgrade);
+    let upgrade_idle_timeout = table.key("upgrade_idle_timeout").duration(MS..=LONGEST);
     // hyper refuses to run with a buffer of less than 8 KiB.
     let max_header_bytes = table.key("max_header_bytes").memory(8 * KIB..=16 * MIB);
     let max_headers = table.key("max_headers").count(1..=10_000);
@@ -56,7 +60,11 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
         listen: listen?,
         workers: workers?,
         max_connections: max_connections?,
+        max_connections_per_client: max_per_client?,
         header_timeout: header_timeout?,
+        keep_alive_timeout: keep_alive_timeout?,
+        upgrades: upgrades?,
+        upgrade_idle_timeout: upgrade_idle_timeout?,
         max_header_bytes: max_header_bytes?,
         max_headers: max_headers?,
         max_drains: max_drains?,
@@ -64,6 +72,23 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
         trusted_proxies: trusted_proxies?,
     };
     Some((server, admin_listen?))
+}
+
+/// A protocol that connections may be switched to: one in which HTTP goes on would take calls past the meter.
+fn upgrade(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    let is_http =
+        ["h2c", "h2", "h3"].contains(&&*name) || ["http", "tls"].iter().any(|http| name.starts_with(http));
+    if is_http {
+        return Err(format!("{text:?} carries HTTP calls that nobody would meter: remove it"));
+    }
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(format!(
+            "{text:?} is no protocol's name: write one as in an Upgrade header, such as \"websocket\""
+        ));
+    }
+    Ok(name)
 }
 
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {

@@ -75,6 +75,14 @@ fn fault_of<const N: usize>(variables: [(&str, &str); N]) -> Fault {
 fn the_built_in_default_is_the_service_as_it_stands() {
     let settings = Settings::load(None, &Environment::new()).unwrap();
     assert_eq!(settings.server.listen, "0.0.0.0:8080".parse().unwrap());
+    let server = &settings.server;
+    assert_eq!((server.max_connections, server.max_connections_per_client), (10_000, 5_000));
+    assert_eq!(
+        (server.header_timeout, server.keep_alive_timeout),
+        (Duration::from_secs(10), Duration::from_secs(75))
+    );
+    assert_eq!(server.upgrades, ["websocket"]);
+    assert_eq!(server.upgrade_idle_timeout, Duration::from_secs(600));
     assert_eq!(settings.admin.listen, "127.0.0.1:9090".parse().unwrap());
     assert_eq!(settings.upstream.url, "http://127.0.0.1:3000");
     assert!(settings.database.is_none() && settings.service_database.is_none());
@@ -422,6 +430,38 @@ fn what_look_ups_and_charges_do_is_read_and_its_faults_are_told() {
     );
     let keys: Vec<String> = file.faults().into_iter().map(|(_, key, _)| key).collect();
     assert_eq!(keys, ["tenant.look_up_check", "tenant.unknown_session", "routes[0].charge"]);
+}
+
+#[test]
+fn limits_of_connections_are_read_and_http_is_nothing_to_switch_to() {
+    let settings = load(
+        "[server]\nmax_connections_per_client = 0\nkeep_alive_timeout = \"2m\"\nupgrades = [\"WebSocket\", \"x-own/2\"]\n\
+         upgrade_idle_timeout = \"1h\"\n",
+    );
+    let server = &settings.server;
+    assert_eq!(server.max_connections_per_client, 0);
+    assert_eq!(
+        (server.keep_alive_timeout, server.upgrade_idle_timeout),
+        (Duration::from_secs(120), Duration::from_secs(3600))
+    );
+    assert_eq!(server.upgrades, ["websocket", "x-own/2"]);
+    let file = File::with(
+        "[server]\nmax_connections_per_client = -1\nkeep_alive_timeout = \"0s\"\nupgrade_idle_timeout = 5\n\
+         upgrades = [\"websocket\", \"H2C\", \"TLS/1.2\", \"a b\"]\n",
+    );
+    let faults: Vec<_> =
+        file.faults().into_iter().map(|(_, key, reason)| format!("{key}: {reason}")).collect();
+    assert_eq!(
+        faults,
+        [
+            "server.max_connections_per_client: -1 must be between 0 and 10000000",
+            "server.keep_alive_timeout: \"0s\" must be between 1ms and 1d",
+            "server.upgrade_idle_timeout: must be a string with a number and a unit, such as \"30s\", not a whole number",
+            "server.upgrades[1]: \"H2C\" carries HTTP calls that nobody would meter: remove it",
+            "server.upgrades[2]: \"TLS/1.2\" carries HTTP calls that nobody would meter: remove it",
+            "server.upgrades[3]: \"a b\" is no protocol's name: write one as in an Upgrade header, such as \"websocket\"",
+        ]
+    );
 }
 
 #[test]

@@ -297,7 +297,7 @@ async fn an_upgrade_is_passed_through_and_then_bytes_both_ways() {
     })
     .await;
     let database = shared().database();
-    let gateway = gateway(&upstream, &database).start().await;
+    let gateway = gateway(&upstream, &database).set("server.upgrades", "echo").start().await;
     let mut client = gateway.connect().await;
     client.send(request("GET", "/socket").header("connection", "upgrade").header("upgrade", "echo")).await;
     let head = client.read_head().await;

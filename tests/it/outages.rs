@@ -16,6 +16,7 @@ mod restart;
 mod unsent;
 mod upstream;
 
+pub(crate) use clients::http2_chat;
 use serde_json::{Value, json};
 
 use crate::harness::{Response, Step, TestGateway, Upstream, chat, gateway, within};

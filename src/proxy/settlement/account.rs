@@ -1,7 +1,6 @@
 //! An open account: what is known of an exchange until it is settled.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -133,7 +132,7 @@ impl Open {
     pub(super) fn interrupted(&self) -> Outcome {
         if std::thread::panicking() {
             Outcome::Crashed
-        } else if self.core.cutting.load(Ordering::Relaxed) {
+        } else if self.core.cutting.is_cancelled() {
             Outcome::Cut
         } else {
             Outcome::ClientAborted

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -61,7 +62,7 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
         upstream: settings.upstream.clone(),
         lease_wait: settings.lease_wait,
         refusing: AtomicBool::new(false),
-        cutting: AtomicBool::new(false),
+        cutting: CancellationToken::new(),
         drains: Drains::new(settings.server.max_drains),
         tasks: TaskTracker::new(),
     };

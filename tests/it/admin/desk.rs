@@ -106,8 +106,12 @@ impl Setup {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let served =
-            tokio::spawn(admin::serve(listener, admin::router(state), stop.clone().cancelled_owned()));
+        let served = tokio::spawn(admin::serve(
+            listener,
+            admin::router(state),
+            admin::MAX_CONNECTIONS,
+            stop.clone().cancelled_owned(),
+        ));
         Desk { address, store, audits, stop, served }
     }
 }

@@ -140,6 +140,11 @@ impl Client {
         Ok(Self { reader: Reader::new(reader), writer, framing: Framing::Empty })
     }
 
+    /// Its own end of the connection.
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.writer.local_addr().unwrap()
+    }
+
     /// One request on a connection of its own.
     pub(crate) async fn ask(to: SocketAddr, what: impl Into<Vec<u8>>) -> Response {
         let mut client = Self::connect(to).await;

@@ -33,6 +33,8 @@ pub(crate) enum Step {
     Forever(Bytes),
     /// Reads until the peer is gone, then tells.
     UntilPeerGone(Signal),
+    /// Reads until the peer has ended its side, and goes on.
+    UntilPeerEnds,
     /// Ends the connection with a reset.
     Reset,
     /// Ends the connection in order.
@@ -380,6 +382,9 @@ async fn play(script: Vec<Step>, reader: &mut Reader<OwnedReadHalf>, writer: &mu
                 reader.drain().await;
                 signal.fire();
                 return false;
+            }
+            Step::UntilPeerEnds => {
+                let _ = reader.drain().await;
             }
             Step::Reset => {
                 let stream: &TcpStream = (*writer).as_ref();

@@ -282,7 +282,7 @@ async fn http2_with_socket(
     (sender, tokio::spawn(connection), socket)
 }
 
-pub(super) fn http2_chat(to: std::net::SocketAddr, tenant: &str) -> http::Request<Full<Bytes>> {
+pub(crate) fn http2_chat(to: std::net::SocketAddr, tenant: &str) -> http::Request<Full<Bytes>> {
     let body = json!({"sessionId": "session-0001", "message": "hi"}).to_string();
     http::Request::post(format!("http://{to}/api/widget/chat"))
         .header("x-tenant-id", tenant)

@@ -218,10 +218,18 @@ async fn fault_83_without_file_descriptors_accepting_pauses_and_recovers() {
     let data = tempfile::tempdir().unwrap();
     configure(data.path(), &upstream.url(), &database.url(), "", "");
     let mut program = Program::start_limited(data.path(), "ulimit -n 120;").await;
+    // There are no more connections than files, so that the probes are answered.
     let mut crowd = Vec::new();
-    for _ in 0..200 {
-        crowd.push(Client::connect(program.address).await);
+    for to in [program.address, program.admin] {
+        for _ in 0..200 {
+            crowd.push(Client::connect(to).await);
+        }
     }
+    assert_eq!(Client::ask(program.admin, request("GET", "/healthz")).await.status, 200);
+    // As if others on the machine had taken them.
+    drop(crowd);
+    program.limit_files(10, 120);
+    let crowd = Client::connect(program.address).await;
     let said = |count| {
         let program = &program;
         within("it says that it can't accept", async move {
@@ -237,6 +245,7 @@ async fn fault_83_without_file_descriptors_accepting_pauses_and_recovers() {
     let pauses = at[4].duration_since(at[0]);
     assert!(pauses >= jiff::SignedDuration::from_millis(40), "four more in {pauses:?}: it spins");
     drop(crowd);
+    program.limit_files(120, 120);
     let response = Client::ask(program.address, batch("tn_recovered", 1)).await;
     assert_eq!(response.status, 200);
     let row = &rows(&database, "tn_recovered", 1).await[0];

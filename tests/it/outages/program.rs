@@ -29,7 +29,7 @@ pub(super) struct Refusal {
 
 /// Writes a config for `upstream` and `database` into `data`, which holds everything else too; `more` are tables and
 /// keys after `[server]`'s.
-pub(super) fn configure(data: &Path, upstream: &str, database: &str, server: &str, more: &str) {
+pub(crate) fn configure(data: &Path, upstream: &str, database: &str, server: &str, more: &str) {
     let dir = data.join("data");
     let config = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nworkers = 2\n{server}\n\
@@ -104,12 +104,12 @@ impl Program {
     }
 
     /// The lines of its log that hold `what`.
-    pub(super) fn logged(&self, what: &str) -> usize {
+    pub(crate) fn logged(&self, what: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.contains(what)).count()
     }
 
     /// Its log.
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
@@ -125,6 +125,13 @@ impl Program {
         let page = Client::ask(self.admin, request("GET", "/metrics")).await.text();
         let line = page.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(' ')));
         line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Sets how many files it may have open from now on: prlimit(1), at most as many as it was started with.
+    pub(super) fn limit_files(&self, most: u64, hard: u64) {
+        let mut prlimit = std::process::Command::new("prlimit");
+        prlimit.arg(format!("--pid={}", self.process.id().unwrap())).arg(format!("--nofile={most}:{hard}"));
+        assert!(prlimit.status().unwrap().success());
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
