@@ -40,6 +40,7 @@ pub mod reprice;
 pub mod tenants;
 pub mod usage;
 
+pub use address::check_credentials;
 pub use drift::{Drift, Drifted};
 pub use jobs::{AggregateReport, CleanUpReport};
 pub use leases::LEASES;

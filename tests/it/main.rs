@@ -22,6 +22,7 @@ mod overrides;
 mod postgres;
 mod price_import;
 mod prices;
+mod private_data;
 mod reconciliation;
 mod recording;
 mod replicas;
