@@ -1,5 +1,6 @@
 //! A metered request, top to bottom.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,9 +26,11 @@ use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
 use super::tap::tap;
+use super::uninspected::Uninspected;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
+use crate::model::spelling::canonical;
 use crate::record::Hub;
 
 /// Everything that one metered request needs.
@@ -51,14 +54,23 @@ impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
     pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
         let idle = self.core.upstream.idle_timeout;
-        let read = inspect::read(&head.headers, body, &self.route.config, idle).await?;
-        let inspected = self.inspect(&read);
+        let mut read = inspect::read(&head.headers, body, &self.route.config, idle).await?;
+        let inspected = self.inspect(&head, &mut read);
         let tenancy = match self.identify(&head, inspected.as_ref()).await {
             Ok(tenancy) => tenancy,
             Err(rejection) if self.route.lets_pass(&rejection) => {
+                let names = self.route.sources.pointers().next().is_some();
+                read.unread.as_ref().map_or(Ok(()), |unread| unread.may_pass(names))?;
                 return self.pass_unmetered(head, read).await;
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
+        };
+        let inspected = match (inspected, &read.unread) {
+            (Some(inspected), _) => inspected,
+            (None, Some(unread)) if matches!(tenancy, Tenancy::Known(_)) => {
+                unread.worst_case(&self.route.config)?
+            }
+            (None, _) => Inspected::default(),
         };
         let entitlement = match &tenancy {
             Tenancy::Known(identity) => {
@@ -150,10 +162,21 @@ impl Exchange<'_> {
         Ok(Response::from_parts(answer, body.into()))
     }
 
-    fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
+    /// What the body says. Where another parser than ours had to be followed, `read` has it as that parser reads it.
+    fn inspect(&self, head: &Parts, read: &mut ReadBody) -> Option<Inspected> {
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let plain = read.plain.as_ref()?;
-        meter::inspect(&self.route.format, &self.policy.meter, plain, &pointers).ok()
+        let (format, config) = (&self.route.format, &self.policy.meter);
+        let inspected = meter::inspect_leniently(format, config, plain, charset(head), &pointers);
+        let Ok((mut inspected, json)) = inspected else {
+            read.unread = (!plain.is_empty()).then(|| Uninspected::not_json(plain));
+            return None;
+        };
+        if let Cow::Owned(mended) = json {
+            read.plain = Some(mended.into());
+        }
+        inspected.session = inspected.session.map(|session| canonical(&session).into_owned());
+        Some(inspected)
     }
 
     async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Tenancy, Rejection> {
@@ -198,13 +221,7 @@ impl Exchange<'_> {
         rejection.failure()
     }
 
-    fn subject(
-        &mut self,
-        head: &Parts,
-        tenancy: Tenancy,
-        inspected: Option<Inspected>,
-        read: &ReadBody,
-    ) -> Subject {
+    fn subject(&mut self, head: &Parts, tenancy: Tenancy, inspected: Inspected, read: &ReadBody) -> Subject {
         let (tenant, provisional, bearer) = match tenancy {
             Tenancy::Known(Identity { tenant, provisional, bearer }) => (Some(tenant), provisional, bearer),
             Tenancy::InAnswer => (None, false, None),
@@ -213,8 +230,6 @@ impl Exchange<'_> {
             (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
             _ => Vec::new(),
         };
-        let not_json = inspected.is_none() && read.plain.as_ref().is_some_and(|plain| !plain.is_empty());
-        let inspected = inspected.unwrap_or_default();
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         Subject {
@@ -224,7 +239,7 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values,
             content_length,
-            unread: read.unread.or(not_json.then_some("not_json")),
+            unread: read.unread.as_ref().map(Uninspected::code),
             only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),
@@ -239,6 +254,14 @@ impl Exchange<'_> {
 
 fn text(head: &Parts, name: header::HeaderName) -> Option<&str> {
     head.headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The parameter `charset` of the body's type.
+fn charset(head: &Parts) -> Option<&str> {
+    let parameters = text(head, header::CONTENT_TYPE)?.split(';').skip(1);
+    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
+    Some(value.trim().trim_matches('"'))
 }
 
 /// The request for the upstream.

@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     BodyTooLarge { limit: usize },
     /// The body's `Content-Encoding` can't be decoded for inspection.
     UnsupportedEncoding,
+    /// The body is not JSON that can be read, and what it holds would have to be known.
+    BodyUnreadable,
     /// No source named a tenant.
     TenantUnidentified(&'static str),
     /// A bearer token that does not verify.
@@ -60,9 +62,10 @@ impl Failure {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Failure::Malformed(_)
+            | Failure::BodyBroken
+            | Failure::BodyUnreadable
+            | Failure::TenantUnidentified(_) => StatusCode::BAD_REQUEST,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -86,6 +89,7 @@ impl Failure {
             Failure::BodyTimeout => "body_timeout",
             Failure::BodyTooLarge { .. } => "body_too_large",
             Failure::UnsupportedEncoding => "unsupported_encoding",
+            Failure::BodyUnreadable => "body_unreadable",
             Failure::TenantUnidentified(_) => "tenant_unidentified",
             Failure::TokenInvalid => "token_invalid",
             Failure::TenantMismatch => "tenant_mismatch",
@@ -115,6 +119,7 @@ impl Failure {
                 "The request body's Content-Encoding is not supported: send it as gzip, deflate, br, zstd or plain."
                     .into()
             }
+            Failure::BodyUnreadable => "The request body can't be read: send it as JSON in UTF-8.".into(),
             Failure::TenantUnidentified(why) => format!("The tenant of this call could not be named: {why}."),
             Failure::TokenInvalid => "The bearer token is invalid or has expired.".into(),
             Failure::TenantMismatch => "The bearer token does not belong to this session's tenant.".into(),

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Uri;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
@@ -18,11 +18,15 @@ use super::config::{IdentifyConfig, JwtKey, SourceConfig};
 use super::failure::Failure;
 use super::headers::is_in;
 use crate::meter::Inspected;
+use crate::model::spelling::canonical;
 use crate::model::tenant::TenantId;
 use crate::tenant::{Answer, Directory};
 
 /// Clocks of token issuers may differ from ours by so many seconds.
 const JWT_LEEWAY_SECONDS: u64 = 30;
+
+/// Tokens of a request whose signature is compared, to see whether one is ours. Who shows more is taken to hide one.
+const MAX_TOKENS_LOOKED_AT: usize = 8;
 
 /// The sources, ready for use.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ struct Verifier {
     claim: String,
     /// `None`: the secret is not set, so no token can be believed.
     key: Option<DecodingKey>,
+    /// The algorithms by which a service with the same key could believe a token.
+    family: &'static [Algorithm],
     validation: Validation,
 }
 
@@ -92,8 +98,12 @@ pub(crate) enum Tenancy {
 pub(crate) enum Rejection {
     /// No source named a tenant, and why.
     Unidentified(&'static str),
-    /// The token does not verify.
+    /// The token does not verify, and nothing says that it is one of ours.
     TokenInvalid,
+    /// A token of ours that is not to be believed now: expired, shown twice, or with what we don't understand.
+    TokenRefused,
+    /// Two spellings of one key name different tenants.
+    Ambiguous,
     /// The token is of one tenant, the session of another.
     Mismatch { token: TenantId, session: String },
 }
@@ -102,7 +112,10 @@ impl Rejection {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Rejection::Unidentified(why) => Failure::TenantUnidentified(why),
-            Rejection::TokenInvalid => Failure::TokenInvalid,
+            Rejection::TokenInvalid | Rejection::TokenRefused => Failure::TokenInvalid,
+            Rejection::Ambiguous => {
+                Failure::TenantUnidentified("keys that differ in capitals alone name different ones")
+            }
             Rejection::Mismatch { .. } => Failure::TenantMismatch,
         }
     }
@@ -210,6 +223,9 @@ impl Rules {
         let mut by_token: Option<(TenantId, Bearer)> = None;
         let mut missing = "no configured source names a tenant";
         let mut provisional = None;
+        if evidence.body.is_some_and(|body| body.ambiguous) {
+            return Err(Rejection::Ambiguous);
+        }
         let known = |tenant| Ok(Tenancy::Known(Identity { tenant, provisional: false, bearer: None }));
         for source in &self.sources {
             match source {
@@ -220,12 +236,14 @@ impl Rules {
                 }
                 Source::Session { at, query } => {
                     let Some(session) = evidence.value(*at, &mut missing) else { continue };
-                    match directory.look_up(query, session).await {
+                    match look_up(directory, query, session).await {
                         Answer::Known(tenant) => match by_token {
-                            Some((token, _)) if token.as_str() != &*tenant => {
+                            Some((token, bearer)) if TenantId::parse(&tenant).as_ref() == Ok(&token) => {
+                                return by_bearer(token, bearer);
+                            }
+                            Some((token, _)) => {
                                 return Err(Rejection::Mismatch { token, session: session.to_owned() });
                             }
-                            Some((tenant, bearer)) => return by_bearer(tenant, bearer),
                             None => return tenant_id(&tenant).and_then(known),
                         },
                         Answer::Absent => missing = "its session is not known",
@@ -298,7 +316,17 @@ fn tenant_id(text: &str) -> Result<TenantId, Rejection> {
 }
 
 fn session_tenant(session: &str) -> Option<TenantId> {
-    TenantId::parse(&format!("session:{session}")).ok()
+    TenantId::parse(&format!("session:{}", canonical(session))).ok()
+}
+
+/// Looks a session up by its canonical id, and where that is not known, by the id as it came: a service may keep its
+/// UUIDs as texts, in another spelling.
+async fn look_up(directory: &Arc<Directory>, query: &Arc<str>, session: &str) -> Answer {
+    let id = canonical(session);
+    match directory.look_up(query, &id).await {
+        Answer::Absent if id != session => directory.look_up(query, session).await,
+        answer => answer,
+    }
 }
 
 fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejection> {
@@ -306,7 +334,9 @@ fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejectio
     if !query.contains('=') {
         return Ok(None);
     }
-    let mut values = url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+    // ASP.NET does not tell the case of a parameter's letters.
+    let mut values =
+        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key.eq_ignore_ascii_case(name));
     let first = values.next();
     if values.next().is_some() {
         return Err(Rejection::Unidentified("the tenant parameter is repeated"));
@@ -341,12 +371,55 @@ fn verifier(claim: &str, key: &JwtKey) -> Result<Verifier, String> {
     validation.leeway = JWT_LEEWAY_SECONDS;
     validation.validate_nbf = true;
     validation.validate_aud = false;
-    Ok(Verifier { claim: claim.to_owned(), key, validation })
+    Ok(Verifier { claim: claim.to_owned(), key, family: family(algorithm), validation })
+}
+
+/// The algorithms that take the key of `algorithm`.
+fn family(algorithm: Algorithm) -> &'static [Algorithm] {
+    match algorithm {
+        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
+            &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
+        }
+        Algorithm::RS256 => &[
+            Algorithm::RS256,
+            Algorithm::RS384,
+            Algorithm::RS512,
+            Algorithm::PS256,
+            Algorithm::PS384,
+            Algorithm::PS512,
+        ],
+        _ => &[Algorithm::ES256],
+    }
 }
 
 impl Verifier {
     /// The tenant of the request's bearer token; `None` when it has none.
     fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
+        match self.shown(headers) {
+            Err(Rejection::TokenInvalid) | Ok(None) if self.has_ours(headers) => Err(Rejection::TokenRefused),
+            shown => shown,
+        }
+    }
+
+    /// Whether a token of ours stands anywhere among the credentials, whatever is wrong with it or around it: its
+    /// signature is by our key. A service may go by another line, part or scheme than we do, or take a token that we refuse.
+    fn has_ours(&self, headers: &HeaderMap) -> bool {
+        let Some(key) = &self.key else { return false };
+        let lines = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let words = lines.flat_map(|line| line.split(|byte| b" \t,;\"=".contains(byte)));
+        let tokens = words.filter_map(|word| std::str::from_utf8(word).ok());
+        let mut tokens =
+            tokens.filter_map(|word| word.rsplit_once('.').filter(|(head, _)| head.contains('.')));
+        let is_ours = |(message, signature): (&str, &str)| {
+            let by_our_key = |algorithm: &Algorithm| {
+                jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, *algorithm).unwrap_or(false)
+            };
+            self.family.iter().any(by_our_key)
+        };
+        tokens.by_ref().take(MAX_TOKENS_LOOKED_AT).any(is_ours) || tokens.next().is_some()
+    }
+
+    fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let Some(value) = values.next() else { return Ok(None) };
         let invalid = Rejection::TokenInvalid;
@@ -363,6 +436,10 @@ impl Verifier {
         let Some(key) = &self.key else { return Err(invalid) };
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
         let Ok(claims) = claims else { return Err(invalid) };
+        // What is critical to its issuer is nothing that we know of (RFC 7515, section 4.1.11).
+        if claims.header.crit.is_some() {
+            return Err(invalid);
+        }
         let mut claims = claims.claims;
         let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
         let subject = match claims.remove("sub") {

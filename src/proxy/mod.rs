@@ -41,6 +41,7 @@ mod route;
 mod server;
 mod settlement;
 mod tap;
+mod uninspected;
 mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
