@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Version, uri};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -13,6 +14,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_ORIGINAL_URL: HeaderName = HeaderName::from_static("x-original-url");
+const X_REWRITE_URL: HeaderName = HeaderName::from_static("x-rewrite-url");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -59,7 +62,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, tenant_headers: &[Heade
 }
 
 fn is_end_to_end(name: &HeaderName) -> bool {
-    const KEPT: [HeaderName; 13] = [
+    const KEPT: [HeaderName; 14] = [
         header::AUTHORIZATION,
         header::COOKIE,
         header::HOST,
@@ -69,6 +72,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         header::CONTENT_ENCODING,
         header::TE,
         X_REQUEST_ID,
+        header::FORWARDED,
         X_FORWARDED_FOR,
         X_FORWARDED_PROTO,
         X_FORWARDED_HOST,
@@ -124,18 +128,79 @@ pub(crate) fn set_forwarding(headers: &mut HeaderMap, peer: SocketAddr, trusted:
     Caller { peer, client }
 }
 
-/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote.
+/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote. Empty elements
+/// say nothing; before one that is no address (`unknown`) nobody can be believed.
 fn first_untrusted(said: &[&str], trusted: &[IpNet]) -> Option<IpAddr> {
     let parts = said.iter().rev().flat_map(|value| value.rsplit(','));
     let mut last = None;
-    for part in parts {
-        let address: IpAddr = part.trim().parse().ok()?;
+    for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
+        let Some(address) = address(part) else { break };
         last = Some(address);
         if !is_in(trusted, address) {
             break;
         }
     }
     last
+}
+
+/// An element of `X-Forwarded-For`: an address, and perhaps a port, brackets, quotes or a zone, as different proxies write
+/// them. An IPv4 address within an IPv6 one is itself.
+fn address(element: &str) -> Option<IpAddr> {
+    let element = element.trim_matches('"');
+    let host = match element.strip_prefix('[') {
+        Some(rest) => rest.split(']').next()?,
+        // One colon comes before a port; several are an IPv6 address's own.
+        None => match element.split_once(':') {
+            Some((host, port)) if !port.contains(':') => host,
+            _ => element,
+        },
+    };
+    let host = host.split('%').next()?;
+    Some(host.parse::<IpAddr>().ok()?.to_canonical())
+}
+
+/// Removes what would have the service take a request for another than it is here: the names by which IIS and Symfony are
+/// told of a path that a proxy rewrote, and the look-alikes of the headers that say who calls, where to, and how long the
+/// message is. To WSGI, PHP and CGI `X_Tenant_Id` is `X-Tenant-Id`.
+pub(crate) fn remove_misleading(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) {
+    headers.remove(X_ORIGINAL_URL);
+    headers.remove(X_REWRITE_URL);
+    let odd: Vec<HeaderName> =
+        headers.keys().filter(|name| is_look_alike(name, tenant_headers)).cloned().collect();
+    for name in odd {
+        headers.remove(name);
+    }
+}
+
+/// Whether a name differs from one that matters in `-` and `_` alone.
+fn is_look_alike(name: &HeaderName, tenant_headers: &[HeaderName]) -> bool {
+    const MORE: [HeaderName; 3] = [header::TRANSFER_ENCODING, X_ORIGINAL_URL, X_REWRITE_URL];
+    let name_text = name.as_str();
+    let is_like =
+        |guarded: &HeaderName| guarded != name && hyphenated(guarded.as_str()).eq(hyphenated(name_text));
+    let odd = name_text.contains('_') && {
+        let hyphenated: String = hyphenated(name_text).map(char::from).collect();
+        let name = HeaderName::try_from(hyphenated);
+        name.is_ok_and(|name| is_end_to_end(&name) || MORE.contains(&name))
+    };
+    !tenant_headers.contains(name) && (odd || tenant_headers.iter().any(is_like))
+}
+
+fn hyphenated(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })
+}
+
+/// The methods that a service may take the request for instead of its own, where it lets them be overridden: Express's
+/// method-override, Rails, Symfony, ASP.NET and others.
+pub(crate) fn overriding_methods(head: &Parts) -> impl Iterator<Item = String> {
+    const NAMES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+    let names = |name: &HeaderName| NAMES.iter().any(|known| hyphenated(name.as_str()).eq(known.bytes()));
+    let by_header = head.headers.iter().filter(move |(name, _)| names(name));
+    let by_header = by_header.filter_map(|(_, value)| value.to_str().ok()).flat_map(|value| value.split(','));
+    let query = head.uri.query().filter(|query| query.contains("ethod") || query.contains("ETHOD"));
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let by_query = pairs.filter(|(name, _)| name.eq_ignore_ascii_case("_method"));
+    by_header.map(|value| value.trim().to_owned()).chain(by_query.map(|(_, value)| value.into_owned()))
 }
 
 /// Whether `address` lies in one of `nets`.
@@ -211,7 +276,9 @@ pub(crate) fn restrict_trailers(headers: &mut HeaderMap, tenant_headers: &[Heade
     let announced = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
     let announced: Vec<HeaderName> =
         announced.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-    let allowed = |name: &&HeaderName| !is_end_to_end(name) && !tenant_headers.contains(name);
+    let allowed = |name: &&HeaderName| {
+        !is_end_to_end(name) && !tenant_headers.contains(name) && !is_look_alike(name, tenant_headers)
+    };
     if announced.iter().all(|name| allowed(&name)) {
         return;
     }

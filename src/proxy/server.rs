@@ -20,10 +20,10 @@ use super::body::{Body, RequestBody};
 use super::core::{Core, Policy};
 use super::exchange::Exchange;
 use super::failure::{Failure, Side};
-use super::headers::{check_host, request_id, set_forwarding, take_host};
+use super::headers::{check_host, remove_misleading, request_id, set_forwarding, take_host};
 use super::passing::pass;
 use super::refusal::RefusalText;
-use super::reply::reply;
+use super::reply::{allow_credentials, reply};
 use super::route::Found;
 use super::settlement::Arrival;
 use super::upstream::Upstream;
@@ -139,12 +139,17 @@ impl Worker {
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
         take_host(&mut head.headers, &head.uri);
+        remove_misleading(&mut head.headers, policy.rules.tenant_headers());
         let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
+        let found = policy.routes.find_for(&head);
+        let metered = found.as_ref().map(|found| found.route.clone());
+        // A preflight says as well who may read the answers of the route that it asks about.
+        let route = metered.or_else(|| origin.as_ref().and_then(|_| policy.routes.at(head.uri.path())));
         let mut words = None;
-        let answer = match policy.routes.find(&head.method, head.uri.path()) {
+        let answer = match found {
             Some(Found { route, segments }) => {
                 words = route.config.refusal.clone();
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
@@ -155,7 +160,23 @@ impl Worker {
             }
             None => self.pass(Guard::into_inner(policy), head, body).await,
         };
-        answer.unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref(), words.as_deref()))
+        let Some((origin, route)) = origin.as_ref().zip(route) else {
+            return answer
+                .unwrap_or_else(|failure| self.reply(&failure, Some(id), origin.as_ref(), words.as_deref()));
+        };
+        match answer {
+            Ok(answer) => {
+                route.origins.learn(origin, answer.headers());
+                answer
+            }
+            Err(failure) => {
+                let mut answer = self.reply(&failure, Some(id), Some(origin), words.as_deref());
+                if route.origins.allow_credentials(origin) {
+                    allow_credentials(answer.headers_mut());
+                }
+                answer
+            }
+        }
     }
 
     async fn pass(
@@ -191,7 +212,11 @@ impl Worker {
 /// What must not be forwarded: hyper has checked the framing, we check the rest.
 fn check(request: &Request<Incoming>) -> Result<(), Failure> {
     let method = request.method();
-    if method == Method::CONNECT || method == Method::TRACE {
+    // Some services take a method in any case.
+    if [Method::CONNECT, Method::TRACE]
+        .iter()
+        .any(|refused| method.as_str().eq_ignore_ascii_case(refused.as_str()))
+    {
         return Err(Failure::MethodRefused);
     }
     if request.uri().authority().is_some() && request.uri().scheme().is_none() {

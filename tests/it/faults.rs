@@ -4,6 +4,7 @@
 mod bodies;
 mod http;
 mod identity;
+mod look_alikes;
 mod one_spelling;
 mod unparsed;
 

@@ -8,6 +8,7 @@ mod browser;
 mod chain;
 mod charging;
 mod config;
+mod cors;
 mod demo;
 mod exactness;
 mod explain;
