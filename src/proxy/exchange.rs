@@ -68,7 +68,7 @@ impl Exchange<'_> {
         let inspected = match (inspected, &read.unread) {
             (Some(inspected), _) => inspected,
             (None, Some(unread)) if matches!(tenancy, Tenancy::Known(_)) => {
-                unread.worst_case(&self.route.config)?
+                unread.worst_case(&self.route.config).inspect_err(|_| self.note_unreadable())?
             }
             (None, _) => Inspected::default(),
         };
@@ -188,6 +188,17 @@ impl Exchange<'_> {
             segments: &self.segments,
         };
         self.route.sources.identify(&evidence, &self.core.directory).await
+    }
+
+    /// Tells the operator that known tenants are refused for their bodies, but not for every call.
+    fn note_unreadable(&self) {
+        let Some(calls) = self.route.unreadable.due(self.arrival.instant) else { return };
+        tracing::warn!(
+            route = self.route.config.path,
+            calls,
+            "calls of known tenants are refused (body_unreadable), since their bodies can't be read as JSON: if they are \
+             honest, set unread_items, or body = \"opaque\", on the route (docs/routes.md)"
+        );
     }
 
     async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {

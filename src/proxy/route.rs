@@ -30,6 +30,8 @@ pub(crate) struct Route {
     pub(crate) model: ModelRules,
     /// That its calls can't be read.
     pub(crate) unread: Notice,
+    /// That its calls are refused for bodies that can't be read.
+    pub(crate) unreadable: Notice,
     /// The pages that may read its answers with cookies.
     pub(crate) origins: Origins,
 }
@@ -60,6 +62,7 @@ impl Route {
             audit,
             model,
             unread: Notice::new(),
+            unreadable: Notice::new(),
             origins: Origins::new(),
         })
     }

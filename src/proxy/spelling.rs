@@ -7,6 +7,7 @@
 //! | `/api/widget/chat/`, `//api`, `/x/../api`, `%63hat` | nearly all |
 //! | `\api\widget` | URL parsers by the WHATWG (Node) |
 //! | `chat;v=1`, `..;/` | Tomcat, Jetty, Undertow (Spring) |
+//! | `chat;/../x` | Fastify, for which a query begins there |
 //! | `chat.json` | Rails, older Spring |
 //! | `chat.`, `chat%20` | Windows file names, IIS |
 //! | `%u0063hat` | IIS |
@@ -39,7 +40,9 @@ pub(crate) fn readings(path: &str) -> impl Iterator<Item = Reading<'_>> {
     let plain = std::iter::once_with(|| normalise(path));
     let more = std::iter::once_with(|| {
         let parameters_first = without_parameters(path).map(|bare| Reading::new(resolved(&decoded(&bare))));
-        parameters_first.into_iter().chain(with_escaped_slashes(path))
+        let (before, _) = path.split_once(';').unzip();
+        let before = before.map(|before| Reading::new(resolved(&decoded(before))));
+        parameters_first.into_iter().chain(before).chain(with_escaped_slashes(path))
     });
     let readings = plain.chain(more.flatten());
     let tails = std::iter::once_with(move || {
@@ -197,6 +200,8 @@ mod tests {
             "/x/..;a=b/api/widget/chat",
             "/api/widget/chat;%2Fx",
             "/api/widget/chat;x/",
+            "/api/widget/chat;/../x",
+            "/api/widget/chat;?/x",
             "/api/widget/chat.json",
             "/api/widget/chat.JSON;v=1",
             "/api/widget/chat;v=1.json",
