@@ -10,6 +10,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
+use super::accept_encoding::narrow_accept_encoding;
 use super::audit::{self, Trail};
 use super::body::{Body, ClientFault, RequestBody};
 use super::charging;
@@ -18,7 +19,8 @@ use super::core::{Core, Policy};
 use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
-use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
+use super::forwarding::Caller;
+use super::headers::X_REQUEST_ID;
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare};

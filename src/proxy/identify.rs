@@ -8,25 +8,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Uri;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName};
 use ipnet::IpNet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::{Map, Value};
 
 use super::audit::Bearer;
-use super::config::{IdentifyConfig, JwtKey, SourceConfig};
+use super::config::{IdentifyConfig, SourceConfig};
 use super::failure::Failure;
-use super::headers::is_in;
+use super::forwarding::is_in;
+use super::token::{Unbelieved, Verifier};
 use crate::meter::Inspected;
 use crate::model::spelling::canonical;
 use crate::model::tenant::TenantId;
 use crate::tenant::{Answer, Directory};
-
-/// Clocks of token issuers may differ from ours by so many seconds.
-const JWT_LEEWAY_SECONDS: u64 = 30;
-
-/// Tokens of a request whose signature is compared, to see whether one is ours. Who shows more is taken to hide one.
-const MAX_TOKENS_LOOKED_AT: usize = 8;
 
 /// The sources, ready for use.
 #[derive(Debug)]
@@ -57,21 +50,6 @@ enum Source {
         at: usize,
     },
     Answer,
-}
-
-struct Verifier {
-    claim: String,
-    /// `None`: the secret is not set, so no token can be believed.
-    key: Option<DecodingKey>,
-    /// The algorithms by which a service with the same key could believe a token.
-    family: &'static [Algorithm],
-    validation: Validation,
-}
-
-impl std::fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Verifier({})", self.claim)
-    }
 }
 
 /// A named tenant.
@@ -106,6 +84,15 @@ pub(crate) enum Rejection {
     Ambiguous,
     /// The token is of one tenant, the session of another.
     Mismatch { token: TenantId, session: String },
+}
+
+impl From<Unbelieved> for Rejection {
+    fn from(token: Unbelieved) -> Self {
+        match token {
+            Unbelieved::Foreign => Rejection::TokenInvalid,
+            Unbelieved::Ours => Rejection::TokenRefused,
+        }
+    }
 }
 
 impl Rejection {
@@ -145,7 +132,7 @@ impl Rules {
         };
         for source in &config.sources {
             sources.push(match source {
-                SourceConfig::Jwt { claim, key } => Source::Jwt(Box::new(verifier(claim, key)?)),
+                SourceConfig::Jwt { claim, key } => Source::Jwt(Box::new(Verifier::new(claim, key)?)),
                 SourceConfig::Session { json, query } => {
                     Source::Session { at: point(json), query: query.clone() }
                 }
@@ -231,7 +218,7 @@ impl Rules {
             match source {
                 Source::Jwt(verifier) => {
                     if by_token.is_none() {
-                        by_token = verifier.tenant(evidence.headers)?;
+                        by_token = verifier.tenant(evidence.headers).map_err(Rejection::from)?;
                     }
                 }
                 Source::Session { at, query } => {
@@ -342,110 +329,4 @@ fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejectio
         return Err(Rejection::Unidentified("the tenant parameter is repeated"));
     }
     Ok(first.map(|(_, value)| value.into_owned()))
-}
-
-fn is_bearer(credentials: &str) -> bool {
-    credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
-}
-
-fn verifier(claim: &str, key: &JwtKey) -> Result<Verifier, String> {
-    let (key, algorithm) = match key {
-        JwtKey::Hs256 { secret, .. } => {
-            (secret.as_ref().map(|secret| DecodingKey::from_secret(secret.as_bytes())), Algorithm::HS256)
-        }
-        JwtKey::Pem { file, pem, algorithm } => {
-            let key = match algorithm {
-                Algorithm::RS256 => DecodingKey::from_rsa_pem(pem),
-                Algorithm::ES256 => DecodingKey::from_ec_pem(pem),
-                other => {
-                    return Err(format!("tenant source jwt: {other:?} is not supported: use RS256 or ES256"));
-                }
-            };
-            (
-                Some(key.map_err(|error| format!("tenant source jwt: {file} holds no such key: {error}"))?),
-                *algorithm,
-            )
-        }
-    };
-    let mut validation = Validation::new(algorithm);
-    validation.leeway = JWT_LEEWAY_SECONDS;
-    validation.validate_nbf = true;
-    validation.validate_aud = false;
-    Ok(Verifier { claim: claim.to_owned(), key, family: family(algorithm), validation })
-}
-
-/// The algorithms that take the key of `algorithm`.
-fn family(algorithm: Algorithm) -> &'static [Algorithm] {
-    match algorithm {
-        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
-            &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
-        }
-        Algorithm::RS256 => &[
-            Algorithm::RS256,
-            Algorithm::RS384,
-            Algorithm::RS512,
-            Algorithm::PS256,
-            Algorithm::PS384,
-            Algorithm::PS512,
-        ],
-        _ => &[Algorithm::ES256],
-    }
-}
-
-impl Verifier {
-    /// The tenant of the request's bearer token; `None` when it has none.
-    fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
-        match self.shown(headers) {
-            Err(Rejection::TokenInvalid) | Ok(None) if self.has_ours(headers) => Err(Rejection::TokenRefused),
-            shown => shown,
-        }
-    }
-
-    /// Whether a token of ours stands anywhere among the credentials, whatever is wrong with it or around it: its
-    /// signature is by our key. A service may go by another line, part or scheme than we do, or take a token that we refuse.
-    fn has_ours(&self, headers: &HeaderMap) -> bool {
-        let Some(key) = &self.key else { return false };
-        let lines = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        let words = lines.flat_map(|line| line.split(|byte| b" \t,;\"=".contains(byte)));
-        let tokens = words.filter_map(|word| std::str::from_utf8(word).ok());
-        let mut tokens =
-            tokens.filter_map(|word| word.rsplit_once('.').filter(|(head, _)| head.contains('.')));
-        let is_ours = |(message, signature): (&str, &str)| {
-            let by_our_key = |algorithm: &Algorithm| {
-                jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, *algorithm).unwrap_or(false)
-            };
-            self.family.iter().any(by_our_key)
-        };
-        tokens.by_ref().take(MAX_TOKENS_LOOKED_AT).any(is_ours) || tokens.next().is_some()
-    }
-
-    fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
-        let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        let invalid = Rejection::TokenInvalid;
-        if values.next().is_some() {
-            return Err(invalid);
-        }
-        let Ok(value) = value.to_str() else { return Err(invalid) };
-        let Some((scheme, token)) = value.trim().split_once(' ') else { return Err(invalid) };
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            // Two credentials in one line: which of them the service behind goes by is not for us to guess.
-            let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
-            return if joined { Err(invalid) } else { Ok(None) };
-        }
-        let Some(key) = &self.key else { return Err(invalid) };
-        let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
-        let Ok(claims) = claims else { return Err(invalid) };
-        // What is critical to its issuer is nothing that we know of (RFC 7515, section 4.1.11).
-        if claims.header.crit.is_some() {
-            return Err(invalid);
-        }
-        let mut claims = claims.claims;
-        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
-        let subject = match claims.remove("sub") {
-            Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
-            _ => None,
-        };
-        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
-    }
 }

@@ -14,6 +14,7 @@
 //! `failure` and `reply` make every answer that is
 //! the gateway's own.
 
+mod accept_encoding;
 mod audit;
 mod body;
 mod charging;
@@ -26,6 +27,7 @@ mod drain;
 mod draining;
 mod exchange;
 mod failure;
+mod forwarding;
 mod headers;
 mod identify;
 mod inspect;
@@ -43,6 +45,7 @@ mod server;
 mod settlement;
 mod spelling;
 mod tap;
+mod token;
 mod uninspected;
 mod upstream;
 

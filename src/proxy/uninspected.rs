@@ -3,7 +3,7 @@
 //! Whoever is known without the body never gets less than who is inspected: what could hold a hundred messages is no
 //! single one. And whom only the body can name is not nobody because we can't read it.
 
-use super::config::{BodyConfig, RouteConfig};
+use super::config::{BodyConfig, Enforce, RouteConfig};
 use super::failure::Failure;
 use crate::meter::Inspected;
 
@@ -48,7 +48,9 @@ impl Uninspected {
         if *self == Uninspected::Opaque || !route.event.counts_items() {
             return Ok(Inspected::default());
         }
-        match unread_items(route) {
+        // Where quotas are only watched, nobody is refused for want of a count.
+        let watched = (route.enforce != Enforce::Hard).then_some(UNREAD_ITEMS);
+        match unread_items(route).or(watched) {
             Some(items) => Ok(Inspected { messages: items, embeddings: items, ..Inspected::default() }),
             None => Err(self.failure()),
         }

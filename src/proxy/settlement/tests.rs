@@ -15,7 +15,7 @@ use crate::model::price::Call;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::charging::{Basis, Unread};
-use crate::proxy::headers::Caller;
+use crate::proxy::forwarding::Caller;
 use crate::proxy::model_name::Expected;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};

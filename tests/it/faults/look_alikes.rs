@@ -45,6 +45,8 @@ async fn what_spells_a_header_that_matters_is_stripped_and_other_underscores_pas
         );
         assert_eq!(seen.header("x-tenant-id").as_deref(), Some("tn_one"));
     }
+    let stripped = gateway.metric("tollgate_misleading_headers_total").await;
+    assert!(stripped >= 2.0 * LOOK_ALIKES.len() as f64 - 2.0, "counted: {stripped}");
     gateway.stop().await;
 }
 

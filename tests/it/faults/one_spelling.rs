@@ -136,6 +136,36 @@ async fn spellings_of_a_tenant_share_one_quota_wherever_they_stand() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_only_the_answer_names_is_recorded_as_itself() {
+    let upstream =
+        Upstream::answering(|_| answer(200).json(&json!({"tenantId": TENANT.to_uppercase()}))).await;
+    let database = shared().database();
+    let gateway = gateway(&upstream, &database).start().await;
+    assert_eq!(gateway.ask(request("POST", "/api/trial/start").json(&json!({}))).await.status, 200);
+    gateway.stop().await;
+    assert_eq!(tenants(&database), charged(TENANT, 1));
+}
+
+#[tokio::test]
+async fn an_operators_override_is_the_tenants_however_it_was_written() {
+    let (_upstream, database, gateway) = with_uuids("[{ header = \"x-tenant-id\" }]", "").await;
+    let [plain, capitals, braces, ..] = spellings(TENANT);
+    let path = |id: &str| format!("/api/admin/tenants/{}/quota", id.replace('{', "%7B").replace('}', "%7D"));
+    let set = request("PUT", &path(&capitals)).json(&json!({"chat_messages_per_day": 1, "reason": "a try"}));
+    let set = gateway.operate(set).await;
+    assert_eq!(set.status, 200, "{}", set.text());
+    let hi = || ask(&json!({"message": "hi"})).header("x-tenant-id", &plain);
+    assert_eq!([gateway.ask(hi()).await.status, gateway.ask(hi()).await.status], [200, 429]);
+    assert_eq!(gateway.operate(request("DELETE", &path(&braces))).await.status / 100, 2);
+    assert_eq!(gateway.ask(hi()).await.status, 200);
+    gateway.stop().await;
+    assert_eq!(
+        database.one("SELECT string_agg(DISTINCT tenant_id, ' ') FROM tenant_quota_overrides"),
+        TENANT
+    );
+}
+
+#[tokio::test]
 async fn ids_that_are_no_uuids_stay_apart_in_their_spellings() {
     let (_upstream, database, gateway) = with_uuids("[{ json = \"/tenantId\" }]", "").await;
     for tenant in ["tn_one", "TN_one"] {
