@@ -56,7 +56,7 @@ use crate::meter::Counter;
 use crate::model::event::Record;
 use crate::proxy::{self, Core, Drains, Listener, Proxy, Strangers};
 use crate::quota::{Enforcer, Overrides};
-use crate::record::Journal;
+use crate::record::{Journal, create_private_dir, write_private};
 use crate::settings::Settings;
 use crate::store::{PrivatePostgres, Store};
 use crate::telemetry::Metrics;
@@ -368,13 +368,13 @@ fn audit_sink(core: Arc<Core>) -> admin::AuditSink {
 fn replica_id(dir: &Path) -> Result<String, String> {
     let file = dir.join("replica-id");
     let failed = |error: std::io::Error| format!("{} can't be used: {error}", file.display());
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    create_private_dir(dir).map_err(failed)?;
     match std::fs::read_to_string(&file) {
         Ok(id) if Uuid::parse_str(id.trim()).is_ok() => Ok(id.trim().to_owned()),
         Ok(_) => Err(format!("{} holds no replica id: remove it to be given a new one", file.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::now_v7().to_string();
-            std::fs::write(&file, &id).map_err(failed)?;
+            write_private(&file, id.as_bytes()).map_err(failed)?;
             Ok(id)
         }
         Err(error) => Err(failed(error)),

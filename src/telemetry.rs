@@ -53,6 +53,8 @@ pub struct Metrics {
     pub connections_ended: Family<Label, Counter>,
     /// Requests that are not HTTP as it should be: answered 4xx by us, nothing forwarded.
     pub bad_requests: Counter,
+    /// Headers taken off requests since a service could take them for others.
+    pub misleading_headers: Counter,
     /// Requests passed through unmetered.
     pub passed_through: Counter,
     /// Metered requests, by `outcome`.
@@ -187,6 +189,12 @@ impl Metrics {
                 Family::default(),
             ),
             bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
+            misleading_headers: add(
+                r,
+                "misleading_headers",
+                "Headers taken off requests: look-alikes, and paths that were rewritten",
+                Counter::default(),
+            ),
             passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),
             requests: add(r, "requests", "Metered requests by outcome", Family::default()),
             refusals: add(r, "refusals", "Requests refused for quota, by dimension", Family::default()),

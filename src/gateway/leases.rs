@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::health::Live;
 use super::notices::Subscriber;
 use crate::quota::{Enforcer, LeaseConfig, LeaseSource, Leasing, Mark, Runs};
-use crate::record::Journal;
+use crate::record::{Journal, write_private};
 use crate::store::{Heard, LEASES, Store};
 
 /// What leases are joined to.
@@ -95,7 +95,7 @@ fn next_run(file: &PathBuf) -> Result<u64, String> {
     // Written beside and renamed, so that a crash leaves the old number or the new one.
     let fresh = file.with_extension("new");
     let write = || {
-        std::fs::write(&fresh, &digits)?;
+        write_private(&fresh, digits.as_bytes())?;
         std::fs::File::open(&fresh)?.sync_all()?;
         std::fs::rename(&fresh, file)
     };

@@ -2,7 +2,11 @@
 //!
 //! The service reads the same bytes with its own parser. Where two parsers could differ (invalid UTF-8, a byte order
 //! mark, half a surrogate pair, absurd depth or numbers, something after the end) the body is refused as not JSON,
-//! so that nobody is charged for another's request. Of a repeated key the last one counts, as in `JSON.parse`.
+//! so that nobody is charged for another's request. (`mend` makes JSON of what the well-known parsers take.) Of a repeated
+//! key the last one counts, as in `JSON.parse`.
+//!
+//! Some services don't tell the case of a key's letters (ASP.NET, Go). A body with a key in another case is read twice, as
+//! it is and as they do: the larger counts hold, and a value that they could take from two keys is ambiguous.
 
 use std::fmt;
 
@@ -14,7 +18,7 @@ use super::format::{Ask, Format};
 use super::image::Image;
 use super::key::Key;
 use super::last_resort;
-use super::pointer::{NodeId, Tree, UNWANTED};
+use super::pointer::{NodeId, Tree, UNWANTED, eq_in_any_case};
 use super::prompt::{CALL, CALLS_TOGETHER, NAME, WORDS_AND_CALLS};
 use super::text::{Buffer, Mark, Prompt, Text};
 
@@ -38,6 +42,8 @@ pub struct Inspected {
     pub shape: Option<String>,
     /// `/sessionId`, when the format has one.
     pub session: Option<String>,
+    /// Keys that differ in the case of their letters alone give different values at a pointer that was asked for.
+    pub ambiguous: bool,
 }
 
 /// The body is not JSON that the service's parser and ours must read alike.
@@ -52,7 +58,47 @@ pub(super) fn inspect(
     pointers: &[&str],
 ) -> Result<Inspected, NotJson> {
     let body = std::str::from_utf8(body).map_err(|_| NotJson)?;
+    let (as_it_is, has_variants) = read(format, text_limit, body, pointers, false)?;
+    if !has_variants {
+        return Ok(as_it_is);
+    }
+    let (in_any_case, _) = read(format, text_limit, body, pointers, true)?;
+    Ok(as_it_is.or_as(in_any_case))
+}
+
+impl Inspected {
+    /// Of two readings of one body, what costs more; where one finds nothing, what the other finds.
+    fn or_as(mut self, mut other: Self) -> Self {
+        if other.text.kept.len() > self.text.kept.len() {
+            std::mem::swap(&mut self, &mut other);
+        }
+        self.messages = self.messages.max(other.messages);
+        self.embeddings = self.embeddings.max(other.embeddings);
+        self.ambiguous |= other.ambiguous;
+        for (value, other) in self.values.iter_mut().zip(other.values) {
+            self.ambiguous |= value.is_some() && other.is_some() && *value != other;
+            *value = value.take().or(other);
+        }
+        self.model = self.model.or(other.model);
+        self.session = self.session.or(other.session);
+        self
+    }
+}
+
+/// Reads a body once; also says whether a wanted key stands there in another case. `in_any_case`: such a key is the one
+/// that is wanted.
+fn read(
+    format: &Format,
+    text_limit: usize,
+    body: &str,
+    pointers: &[&str],
+    in_any_case: bool,
+) -> Result<(Inspected, bool), NotJson> {
     let mut found = Found {
+        in_any_case,
+        has_variants: false,
+        ambiguous: false,
+        least: (0, 0),
         values: vec![None; pointers.len()],
         elements: SmallVec::new(),
         embeddings: SmallVec::new(),
@@ -74,17 +120,20 @@ pub(super) fn inspect(
     seed.deserialize(&mut parser).map_err(|_| NotJson)?;
     parser.end().map_err(|_| NotJson)?;
 
-    let messages = found.elements.iter().filter(|tally| tally.members > 0).map(|tally| tally.elements).max();
+    found.keep_counts();
+    let (messages, embeddings) = found.least;
+    let (has_variants, ambiguous) = (found.has_variants, found.ambiguous);
     let prompt = found.prompt();
     let mut inspected = Inspected {
         values: found.values,
-        messages: messages.unwrap_or(1).max(1),
-        embeddings: found.embeddings.iter().map(|(_, count)| *count).max().unwrap_or(0),
+        messages: messages.max(1),
+        embeddings,
         model: found.model.map(|(_, model)| model),
         session: found.session.map(|(_, session)| session),
         text: found.text.into_text(),
         guessed: false,
         shape: None,
+        ambiguous,
     };
     if inspected.text.is_empty() && format.has_tokens() {
         let found = last_resort::read(body, text_limit);
@@ -93,7 +142,7 @@ pub(super) fn inspect(
         inspected.shape = found.shape;
     }
     inspected.text.prompt = (!prompt.is_empty()).then(|| Box::new(prompt));
-    Ok(inspected)
+    Ok((inspected, has_variants))
 }
 
 /// An array of messages: its elements, and those that have the member that makes them messages.
@@ -105,6 +154,13 @@ struct Tally {
 }
 
 struct Found {
+    /// The case of a key's letters does not matter.
+    in_any_case: bool,
+    /// A wanted key stands there in another case.
+    has_variants: bool,
+    ambiguous: bool,
+    /// The most messages and embeddings that one of several keys gave.
+    least: (u64, u64),
     values: Vec<Option<String>>,
     elements: SmallVec<[Tally; 2]>,
     embeddings: SmallVec<[(NodeId, u64); 2]>,
@@ -141,6 +197,15 @@ impl Found {
             Some((.., sum)) => *sum += count,
             None => self.extras.push((node, extra, count)),
         }
+    }
+
+    /// Counts hold at least as they are now, whatever follows.
+    fn keep_counts(&mut self) {
+        let messages =
+            self.elements.iter().filter(|tally| tally.members > 0).map(|tally| tally.elements).max();
+        let embeddings = self.embeddings.iter().map(|(_, count)| *count).max();
+        self.least.0 = self.least.0.max(messages.unwrap_or(0));
+        self.least.1 = self.least.1.max(embeddings.unwrap_or(0));
     }
 
     fn aside(&mut self, value: &str) {
@@ -194,9 +259,17 @@ struct At<'a, 'p> {
     found: &'a mut Found,
 }
 
-/// Whether a token of a pointer, still escaped, is `key`.
-fn is_token(token: &str, key: &str) -> bool {
-    if token.contains('~') { token.replace("~1", "/").replace("~0", "~") == key } else { token == key }
+/// Whether a token of a pointer, still escaped, is `key` by `same`.
+fn is_token(token: &str, key: &str, same: fn(&str, &str) -> bool) -> bool {
+    if token.contains('~') {
+        same(&token.replace("~1", "/").replace("~0", "~"), key)
+    } else {
+        same(token, key)
+    }
+}
+
+fn is_same(a: &str, b: &str) -> bool {
+    a == b
 }
 
 impl<'p> At<'_, 'p> {
@@ -204,11 +277,42 @@ impl<'p> At<'_, 'p> {
         if self.node == UNWANTED { &[] } else { self.tree.actions(self.node) }
     }
 
+    /// How keys are compared.
+    fn comparison(&self) -> fn(&str, &str) -> bool {
+        if self.found.in_any_case { eq_in_any_case } else { is_same }
+    }
+
+    /// The place of the member `key`, as keys are compared here.
+    fn member(&mut self, key: &str, asked: &Asked<'_>) -> (NodeId, Option<u32>) {
+        let exactly = match self.node {
+            UNWANTED => (UNWANTED, None),
+            node => self.tree.member(node, key.as_bytes()),
+        };
+        if exactly.1.is_some() {
+            return exactly;
+        }
+        let in_any_case = match self.node {
+            UNWANTED => exactly,
+            node => self.tree.member_in_any_case(node, key),
+        };
+        if self.found.in_any_case {
+            return in_any_case;
+        }
+        let is_asked = |(_, rest): &(usize, &str)| {
+            let first = rest.split('/').next().unwrap_or_default();
+            *rest != END && is_token(first, key, eq_in_any_case)
+        };
+        self.found.has_variants |=
+            in_any_case.1.is_some() || asked.is_empty() && self.asked.iter().any(is_asked);
+        exactly
+    }
+
     fn below(&self, token: &str) -> Asked<'p> {
+        let same = self.comparison();
         let step = |(index, rest): &(usize, &'p str)| {
             // An empty rest is a pointer that ended here; `\u{0}` marks it, as no path has it twice.
             let (first, rest) = rest.split_once('/').map_or((*rest, END), |(first, rest)| (first, rest));
-            is_token(first, token).then_some((*index, rest))
+            is_token(first, token, same).then_some((*index, rest))
         };
         self.asked.iter().filter(|(_, rest)| *rest != END).filter_map(step).collect()
     }
@@ -331,6 +435,9 @@ impl<'p> At<'_, 'p> {
 
     /// The key stood in this object before: what it gave is void.
     fn replaced(&mut self, node: NodeId, asked: &Asked<'_>) {
+        if self.found.in_any_case {
+            self.found.keep_counts();
+        }
         for (index, _) in asked {
             self.found.values[*index] = None;
         }
@@ -357,6 +464,10 @@ impl<'p> At<'_, 'p> {
         }
         let (role, place) = self.tree.member(self.node, b"role");
         place.is_some() && self.tree.actions(role).contains(&Ask::Role)
+    }
+
+    fn values_at(&self, asked: &Asked<'_>) -> Vec<Option<String>> {
+        asked.iter().map(|(index, _)| self.found.values[*index].clone()).collect()
     }
 
     fn mark(&mut self, node: NodeId) {
@@ -429,7 +540,7 @@ impl<'de> Visitor<'de> for At<'_, '_> {
         self.member_or_element();
         let mut index: u32 = 0;
         let mut first = Kind::Other;
-        let (mut ids, mut others) = (0, false);
+        let (mut ids, mut others, mut texts) = (0, false, 0);
         let mut name = String::new();
         loop {
             let node = if self.node == UNWANTED { UNWANTED } else { self.tree.element(self.node, index) };
@@ -457,12 +568,14 @@ impl<'de> Visitor<'de> for At<'_, '_> {
                 Kind::List { ids: inner } => ids += inner,
                 Kind::Text | Kind::Other => others = true,
             }
+            texts += u64::from(matches!(kind, Kind::Text | Kind::List { .. }));
             index = index.saturating_add(1);
         }
-        // Strings or token lists are a text each; bare tokens are one text; objects are no texts (they are the
-        // input of a conversation).
+        // Strings or token lists are a text each, whatever stands before them; bare tokens are one text; objects are no
+        // texts (they are the input of a conversation).
         match first {
             Kind::Text | Kind::List { .. } => self.embeddings(u64::from(index)),
+            Kind::Number { .. } | Kind::Other if texts > 0 => self.embeddings(texts),
             Kind::Number { .. } => self.embeddings(1),
             Kind::Other => {}
         }
@@ -481,13 +594,14 @@ impl<'de> Visitor<'de> for At<'_, '_> {
         let mut seen: SmallVec<[String; 2]> = SmallVec::new();
         let mut seen_nodes: SmallVec<[NodeId; 8]> = SmallVec::new();
         while let Some(key) = map.next_key_seed(Key)? {
-            let (node, place) = match self.node {
-                UNWANTED => (UNWANTED, None),
-                node => self.tree.member(node, key.as_bytes()),
-            };
             let asked = self.below(&key);
+            let (node, place) = self.member(&key, &asked);
+            let same = self.comparison();
             let known_node = place.is_some() && seen_nodes.contains(&node);
-            if known_node || seen.iter().any(|known| *known == key) {
+            let is_variant =
+                seen.iter().any(|known| same(known, &key)) && !seen.iter().any(|known| *known == key);
+            let before = is_variant.then(|| self.values_at(&asked));
+            if known_node || seen.iter().any(|known| same(known, &key)) {
                 self.replaced(if place.is_some() { node } else { UNWANTED }, &asked);
             }
             if place.is_some() {
@@ -499,7 +613,13 @@ impl<'de> Visitor<'de> for At<'_, '_> {
             if !asked.is_empty() && !seen.iter().any(|known| *known == key) {
                 seen.push(key.into_owned());
             }
+            let places = before.is_some().then(|| asked.clone()).unwrap_or_default();
             map.next_value_seed(At { tree: self.tree, node, asked, found: self.found })?;
+            let differ = |before: Vec<Option<String>>| {
+                let pairs = before.into_iter().zip(self.values_at(&places));
+                pairs.into_iter().any(|pair| matches!(pair, (Some(a), Some(b)) if a != b))
+            };
+            self.found.ambiguous |= before.is_some_and(differ);
         }
         if let Some(around) = around {
             let image = std::mem::replace(&mut self.found.image, around);

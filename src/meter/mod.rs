@@ -31,6 +31,7 @@ mod inspect;
 mod key;
 mod last_resort;
 mod markup;
+mod mend;
 mod passing;
 mod pointer;
 mod prompt;
@@ -44,6 +45,7 @@ mod unknown;
 mod usage;
 mod wanted;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +99,26 @@ pub fn inspect(
     pointers: &[&str],
 ) -> Result<Inspected, NotJson> {
     inspect::inspect(format, config.max_text_bytes, body, pointers)
+}
+
+/// The same for a body that its sender may have written for a parser that takes more than ours. Also gives the JSON that
+/// was read: the body, or what it means.
+///
+/// # Errors
+/// The body is no JSON to a parser that we know of, or none that we can read; `charset` is the parameter of its
+/// `Content-Type`.
+pub fn inspect_leniently<'a>(
+    format: &Format,
+    config: &Config,
+    body: &'a [u8],
+    charset: Option<&str>,
+    pointers: &[&str],
+) -> Result<(Inspected, Cow<'a, [u8]>), NotJson> {
+    if let Ok(inspected) = inspect(format, config, body, pointers) {
+        return Ok((inspected, Cow::Borrowed(body)));
+    }
+    let mended = mend::mend(body, charset).ok_or(NotJson)?;
+    Ok((inspect(format, config, &mended, pointers)?, Cow::Owned(mended)))
 }
 
 /// Reads one answer in passing.

@@ -52,6 +52,18 @@ fn unescape(token: &str, pointer: &str) -> Result<String, PointerError> {
     Ok(plain)
 }
 
+/// Whether two keys are one to a reader that does not tell capitals from small letters, as .NET's and Go's are (Go's
+/// takes `\u{17f}` for an s and `\u{212a}` for a k as well).
+pub(super) fn eq_in_any_case(a: &str, b: &str) -> bool {
+    if a.is_ascii() && b.is_ascii() {
+        return a.eq_ignore_ascii_case(b);
+    }
+    let folded = |text: &str| {
+        text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect::<String>()
+    };
+    folded(a) == folded(b)
+}
+
 /// All the pointers of a format, each with what to do where it points.
 #[derive(Debug)]
 pub(super) struct Tree<A> {
@@ -199,6 +211,20 @@ impl<A> Tree<A> {
     pub(super) fn member(&self, node: NodeId, key: &[u8]) -> (NodeId, Option<u32>) {
         let node = &self.nodes[usize::from(node)];
         match node.place(key) {
+            Some(place) => (node.keys[place].1, Some(place as u32)),
+            None => (node.any, None),
+        }
+    }
+
+    /// The member of `node` whose key is `key` but for the case of its letters.
+    pub(super) fn member_in_any_case(&self, node: NodeId, key: &str) -> (NodeId, Option<u32>) {
+        let node = &self.nodes[usize::from(node)];
+        let folds = !key.is_ascii();
+        let is_key = |known: &[u8]| match folds {
+            false => known.len() == key.len() && known.eq_ignore_ascii_case(key.as_bytes()),
+            true => std::str::from_utf8(known).is_ok_and(|known| eq_in_any_case(known, key)),
+        };
+        match node.keys.iter().position(|(known, _)| is_key(known)) {
             Some(place) => (node.keys[place].1, Some(place as u32)),
             None => (node.any, None),
         }

@@ -66,6 +66,11 @@ impl EventType {
             EventType::KbIngest => "kb_ingest",
         }
     }
+
+    /// Whether one call can have several of what a quota counts: messages, or texts to embed.
+    pub fn counts_items(self) -> bool {
+        matches!(self, EventType::ChatMessage | EventType::Embedding)
+    }
 }
 
 /// How an exchange really ended.

@@ -8,6 +8,7 @@ pub mod intent;
 pub mod pattern;
 pub mod price;
 pub mod quota;
+pub mod spelling;
 pub mod tenant;
 pub mod tokens;
 pub mod window;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::spelling::canonical;
+
 /// The longest tenant id accepted, in bytes. The service's own ids are UUIDs (36) or `tn_` and up to 32 more.
 pub const MAX_TENANT_ID_BYTES: usize = 128;
 
@@ -14,7 +16,8 @@ pub const UNRESOLVED: &str = "unresolved";
 /// A tenant's id: 1 to [`MAX_TENANT_ID_BYTES`] bytes of `[A-Za-z0-9_.:@-]`.
 ///
 /// The service uses UUIDs and `tn_[a-z0-9]{5,32}`; other services have other habits, so the alphabet is what is
-/// safe in a log line, a header and a file name rather than one service's pattern. Cheap to clone.
+/// safe in a log line, a header and a file name rather than one service's pattern. A UUID is kept in its canonical
+/// spelling, so that one tenant has one id however it is written; any other id as it is. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TenantId(Arc<str>);
@@ -25,8 +28,9 @@ pub struct TenantId(Arc<str>);
 pub struct InvalidTenantId;
 
 impl TenantId {
-    /// Checks and takes over a tenant id.
+    /// Checks and takes over a tenant id; a UUID in its canonical spelling ([`canonical`]).
     pub fn parse(text: &str) -> Result<Self, InvalidTenantId> {
+        let text = &*canonical(text);
         let safe = |b: &u8| b.is_ascii_alphanumeric() || b"_.:@-".contains(b);
         if text.is_empty() || text.len() > MAX_TENANT_ID_BYTES || !text.as_bytes().iter().all(safe) {
             return Err(InvalidTenantId);
@@ -114,6 +118,15 @@ mod tests {
         for id in ["tn_one", "tn_ab12cd", "018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f"] {
             assert_eq!(TenantId::parse(id).unwrap().as_str(), id);
         }
+    }
+
+    #[test]
+    fn a_tenant_is_the_same_however_its_uuid_is_written() {
+        let tenant = TenantId::parse("018f6b1e-6f7e-7c3a-9d3e-0a1b2c3d4e5f");
+        for spelling in ["{018F6B1E-6F7E-7C3A-9D3E-0A1B2C3D4E5F}", "018f6b1e6f7e7c3a9d3e0a1b2c3d4e5f"] {
+            assert_eq!(TenantId::parse(spelling), tenant, "{spelling}");
+        }
+        assert_eq!(TenantId::parse("TN_one").unwrap().as_str(), "TN_one");
     }
 
     #[test]

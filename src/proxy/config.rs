@@ -198,6 +198,9 @@ pub struct RouteConfig {
     pub reserve_tokens: u64,
     /// What is done with a request's body.
     pub body: BodyConfig,
+    /// Messages, or texts to embed, that a call of a known tenant is charged as where its body can't be inspected; `None`
+    /// refuses it, unless what names no tenant passes here.
+    pub unread_items: Option<u64>,
     /// How its requests are given a tenant, where not as all others are.
     pub sources: Option<Vec<SourceConfig>>,
     /// Whether a request that names no tenant passes unmetered, and one whose token is none of ours or whose body can't

@@ -1,5 +1,6 @@
 //! A metered request, top to bottom.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
+use super::accept_encoding::narrow_accept_encoding;
 use super::audit::{self, Trail};
 use super::body::{Body, ClientFault, RequestBody};
 use super::charging;
@@ -17,7 +19,8 @@ use super::core::{Core, Policy};
 use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
-use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
+use super::forwarding::Caller;
+use super::headers::X_REQUEST_ID;
 use super::identify::{Evidence, Identity, Rejection, Tenancy};
 use super::inspect::{self, ReadBody};
 use super::passing::{clean, pass, prepare, switch};
@@ -26,10 +29,12 @@ use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
 use super::tap::tap;
+use super::uninspected::Uninspected;
 use super::upgrade::Offer;
 use super::upstream::Upstream;
 use crate::meter::{self, Inspected};
 use crate::model::event::{Outcome, Record};
+use crate::model::spelling::canonical;
 use crate::model::tenant::TenantId;
 use crate::quota::Entitlement;
 use crate::record::Hub;
@@ -57,17 +62,32 @@ impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
     pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
         let idle = self.core.upstream.idle_timeout;
-        let read = match inspect::read(&head.headers, body, &self.route.config, idle).await {
+        let mut read = match inspect::read(&head.headers, body, &self.route.config, idle).await {
             Ok(read) => read,
             Err(failure) => return Err(self.unread(failure, &head).await),
         };
-        let inspected = self.inspect(&read);
+        let inspected = self.inspect(&head, &mut read);
         let tenancy = match self.identify(&head, inspected.as_ref()).await {
             Ok(tenancy) => tenancy,
             Err(rejection) if self.route.lets_pass(&rejection) => {
+                let names = self.route.sources.pointers().next().is_some();
+                read.unread.as_ref().map_or(Ok(()), |unread| unread.may_pass(names))?;
                 return self.pass_unmetered(head, read).await;
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
+        };
+        let inspected = match (inspected, &read.unread) {
+            (Some(inspected), _) => inspected,
+            (None, Some(unread)) if matches!(tenancy, Tenancy::Known(_)) => {
+                match unread.worst_case(&self.route.config) {
+                    Ok(inspected) => inspected,
+                    Err(failure) => {
+                        self.note_unreadable();
+                        return Err(self.refuse_unread(failure, &head, tenancy));
+                    }
+                }
+            }
+            (None, _) => Inspected::default(),
         };
         let (entitlement, guessed) = match &tenancy {
             Tenancy::Known(identity) => {
@@ -162,17 +182,24 @@ impl Exchange<'_> {
         Ok(Response::from_parts(answer, body.into()))
     }
 
-    /// A request whose body can't be read or is too large leaves a row, where its tenant is known without it.
+    /// A request whose body is too large or can't be decoded leaves a row, where its tenant is known without it.
     async fn unread(&mut self, failure: Failure, head: &Parts) -> Failure {
-        let why = match failure {
-            Failure::BodyTooLarge { .. } | Failure::UnsupportedEncoding => failure.code(),
-            _ => return failure,
-        };
-        let Ok(tenancy @ Tenancy::Known(_)) = self.identify(head, None).await else { return failure };
-        let subject = self.subject(head, tenancy, None, &ReadBody::unread(why));
+        if !matches!(failure, Failure::BodyTooLarge { .. } | Failure::UnsupportedEncoding) {
+            return failure;
+        }
+        match self.identify(head, None).await {
+            Ok(tenancy @ Tenancy::Known(_)) => self.refuse_unread(failure, head, tenancy),
+            _ => failure,
+        }
+    }
+
+    /// Writes down that a known tenant is refused for a body that can't be read.
+    fn refuse_unread(&mut self, failure: Failure, head: &Parts, tenancy: Tenancy) -> Failure {
+        let read = ReadBody::unread(Uninspected::Unread(failure.clone()));
+        let subject = self.subject(head, tenancy, Inspected::default(), &read);
         let (core, hub) = (self.core.clone(), self.hub.clone());
         Settlement::open(core, hub, self.policy.clone(), self.route.clone(), subject, self.arrival)
-            .rejected(why, failure.status().as_u16());
+            .rejected(failure.code(), failure.status().as_u16());
         failure
     }
 
@@ -193,10 +220,21 @@ impl Exchange<'_> {
         Ok(answer)
     }
 
-    fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
+    /// What the body says. Where another parser than ours had to be followed, `read` has it as that parser reads it.
+    fn inspect(&self, head: &Parts, read: &mut ReadBody) -> Option<Inspected> {
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let plain = read.plain.as_ref()?;
-        meter::inspect(&self.route.format, &self.policy.meter, plain, &pointers).ok()
+        let (format, config) = (&self.route.format, &self.policy.meter);
+        let inspected = meter::inspect_leniently(format, config, plain, charset(head), &pointers);
+        let Ok((mut inspected, json)) = inspected else {
+            read.unread = (!plain.is_empty()).then(|| Uninspected::not_json(plain));
+            return None;
+        };
+        if let Cow::Owned(mended) = json {
+            read.plain = Some(mended.into());
+        }
+        inspected.session = inspected.session.map(|session| canonical(&session).into_owned());
+        Some(inspected)
     }
 
     async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Tenancy, Rejection> {
@@ -217,6 +255,17 @@ impl Exchange<'_> {
             return (self.policy.plans.entitlement(tenant, None, now), false);
         }
         self.policy.entitlement(&self.core.directory, tenant, now).await
+    }
+
+    /// Tells the operator that known tenants are refused for their bodies, but not for every call.
+    fn note_unreadable(&self) {
+        let Some(calls) = self.route.unreadable.due(self.arrival.instant) else { return };
+        tracing::warn!(
+            route = self.route.config.path,
+            calls,
+            "calls of known tenants are refused (body_unreadable), since their bodies can't be read as JSON: if they are \
+             honest, set unread_items, or body = \"opaque\", on the route (docs/routes.md)"
+        );
     }
 
     async fn pass_unmetered(&mut self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
@@ -260,7 +309,7 @@ impl Exchange<'_> {
         &mut self,
         head: &Parts,
         tenancy: Tenancy,
-        inspected: Option<Inspected>,
+        mut inspected: Inspected,
         read: &ReadBody,
     ) -> Subject {
         let (tenant, unresolved, bearer) = match tenancy {
@@ -271,8 +320,6 @@ impl Exchange<'_> {
             (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
             _ => Vec::new(),
         };
-        let not_json = inspected.is_none() && read.plain.as_ref().is_some_and(|plain| !plain.is_empty());
-        let mut inspected = inspected.unwrap_or_default();
         // By it the row finds its tenant later.
         if let Some(session) = unresolved.as_deref() {
             inspected.session = Some(session.to_owned());
@@ -286,7 +333,7 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values,
             content_length,
-            unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread).or(not_json.then_some("not_json")),
+            unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread.as_ref().map(Uninspected::code)),
             only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),
@@ -301,6 +348,14 @@ impl Exchange<'_> {
 
 fn text(head: &Parts, name: header::HeaderName) -> Option<&str> {
     head.headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The parameter `charset` of the body's type.
+fn charset(head: &Parts) -> Option<&str> {
+    let parameters = text(head, header::CONTENT_TYPE)?.split(';').skip(1);
+    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
+    Some(value.trim().trim_matches('"'))
 }
 
 /// The request for the upstream.

@@ -33,6 +33,8 @@ pub(crate) enum Failure {
     BodyTooLarge { limit: usize },
     /// The body's `Content-Encoding` can't be decoded for inspection.
     UnsupportedEncoding,
+    /// The body is not JSON that can be read, and what it holds would have to be known.
+    BodyUnreadable,
     /// No source named a tenant.
     TenantUnidentified(&'static str),
     /// The service has no such session.
@@ -72,9 +74,10 @@ impl Failure {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Failure::Malformed(_)
+            | Failure::BodyBroken
+            | Failure::BodyUnreadable
+            | Failure::TenantUnidentified(_) => StatusCode::BAD_REQUEST,
             Failure::NotHttp { status, .. } => *status,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
             Failure::SessionUnknown => StatusCode::NOT_FOUND,
@@ -107,6 +110,7 @@ impl Failure {
             Failure::BodyTimeout => "body_timeout",
             Failure::BodyTooLarge { .. } => "body_too_large",
             Failure::UnsupportedEncoding => "unsupported_encoding",
+            Failure::BodyUnreadable => "body_unreadable",
             Failure::TenantUnidentified(_) => "tenant_unidentified",
             Failure::SessionUnknown => "session_not_found",
             Failure::TokenInvalid => "token_invalid",
@@ -131,13 +135,12 @@ impl Failure {
     /// its widget knows.
     pub(crate) fn message(&self) -> &'static str {
         match self {
-            Failure::Malformed(_) => "This request could not be understood.",
-            Failure::NotHttp { .. } => "This request could not be understood.",
+            Failure::Malformed(_) | Failure::NotHttp { .. } => "This request could not be understood.",
             Failure::MethodRefused | Failure::UpgradeRefused => "This can't be done here.",
             Failure::BodyBroken => "Your message did not arrive whole. Please send it again.",
             Failure::BodyTimeout => "Your message took too long to arrive. Please send it again.",
             Failure::BodyTooLarge { .. } => "This is too large to be sent.",
-            Failure::UnsupportedEncoding => "This request could not be read.",
+            Failure::UnsupportedEncoding | Failure::BodyUnreadable => "This request could not be read.",
             Failure::TenantUnidentified(_) => {
                 "It is not clear whom this is for. Please reload the page and try again."
             }
@@ -174,6 +177,7 @@ impl Failure {
                 "the request body's Content-Encoding is not supported: send it as gzip, deflate, br, zstd or plain"
                     .into()
             }
+            Failure::BodyUnreadable => "the request body can't be read: send it as JSON in UTF-8".into(),
             Failure::TenantUnidentified(why) => format!("the tenant of this call could not be named: {why}"),
             Failure::TokenInvalid => "the bearer token is invalid or has expired".into(),
             Failure::TenantMismatch => "the bearer token does not belong to this session's tenant".into(),

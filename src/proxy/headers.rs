@@ -1,18 +1,18 @@
 //! What a proxy takes off a message and puts on it.
 
-use std::net::{IpAddr, SocketAddr};
-
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Version, uri};
-use ipnet::IpNet;
 use uuid::Uuid;
 
 /// `x-request-id`
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_ORIGINAL_URL: HeaderName = HeaderName::from_static("x-original-url");
+const X_REWRITE_URL: HeaderName = HeaderName::from_static("x-rewrite-url");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -59,7 +59,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, tenant_headers: &[Heade
 }
 
 fn is_end_to_end(name: &HeaderName) -> bool {
-    const KEPT: [HeaderName; 13] = [
+    const KEPT: [HeaderName; 14] = [
         header::AUTHORIZATION,
         header::COOKIE,
         header::HOST,
@@ -69,6 +69,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         header::CONTENT_ENCODING,
         header::TE,
         X_REQUEST_ID,
+        header::FORWARDED,
         X_FORWARDED_FOR,
         X_FORWARDED_PROTO,
         X_FORWARDED_HOST,
@@ -77,70 +78,47 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     KEPT.contains(name)
 }
 
-/// Who stands at the other end of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Caller {
-    /// The peer of the connection.
-    pub(crate) peer: IpAddr,
-    /// The client: the peer, or whom a trusted proxy names.
-    pub(crate) client: IpAddr,
+/// Removes what would have the service take a request for another than it is here: the names by which IIS and Symfony are
+/// told of a path that a proxy rewrote, and the look-alikes of the headers that say who calls, where to, and how long the
+/// message is. To WSGI, PHP and CGI `X_Tenant_Id` is `X-Tenant-Id`. Says how many there were.
+pub(crate) fn remove_misleading(headers: &mut HeaderMap, tenant_headers: &[HeaderName]) -> u64 {
+    let rewritten = [X_ORIGINAL_URL, X_REWRITE_URL].map(|name| headers.remove(name));
+    let odd: Vec<HeaderName> =
+        headers.keys().filter(|name| is_look_alike(name, tenant_headers)).cloned().collect();
+    for name in &odd {
+        headers.remove(name);
+    }
+    (rewritten.iter().flatten().count() + odd.len()) as u64
 }
 
-/// Sets the forwarding headers, and finds the client.
-///
-/// What the client itself says of its address, scheme or host is believed only when it is a trusted proxy; else it
-/// is replaced, so that the service behind never reads a forged one.
-pub(crate) fn set_forwarding(headers: &mut HeaderMap, peer: SocketAddr, trusted: &[IpNet]) -> Caller {
-    let peer = peer.ip().to_canonical();
-    let believed = is_in(trusted, peer);
-    let mut client = peer;
-    let mut chain = String::new();
-    if believed {
-        let said: Vec<&str> =
-            headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-        client = first_untrusted(&said, trusted).unwrap_or(peer);
-        for part in said {
-            chain.push_str(part);
-            chain.push_str(", ");
-        }
-    } else {
-        headers.remove(X_REAL_IP);
-        headers.remove(header::FORWARDED);
-    }
-    use std::fmt::Write;
-    let _ = write!(chain, "{peer}");
-    if let Ok(value) = HeaderValue::try_from(chain) {
-        headers.insert(X_FORWARDED_FOR, value);
-    }
-    if !believed || !headers.contains_key(&X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    if !believed || !headers.contains_key(&X_FORWARDED_HOST) {
-        match headers.get(header::HOST).cloned() {
-            Some(host) => headers.insert(X_FORWARDED_HOST, host),
-            None => headers.remove(X_FORWARDED_HOST),
-        };
-    }
-    Caller { peer, client }
+/// Whether a name differs from one that matters in `-` and `_` alone.
+fn is_look_alike(name: &HeaderName, tenant_headers: &[HeaderName]) -> bool {
+    const MORE: [HeaderName; 3] = [header::TRANSFER_ENCODING, X_ORIGINAL_URL, X_REWRITE_URL];
+    let name_text = name.as_str();
+    let is_like =
+        |guarded: &HeaderName| guarded != name && hyphenated(guarded.as_str()).eq(hyphenated(name_text));
+    let odd = name_text.contains('_') && {
+        let hyphenated: String = hyphenated(name_text).map(char::from).collect();
+        let name = HeaderName::try_from(hyphenated);
+        name.is_ok_and(|name| is_end_to_end(&name) || MORE.contains(&name))
+    };
+    !tenant_headers.contains(name) && (odd || tenant_headers.iter().any(is_like))
 }
 
-/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote.
-fn first_untrusted(said: &[&str], trusted: &[IpNet]) -> Option<IpAddr> {
-    let parts = said.iter().rev().flat_map(|value| value.rsplit(','));
-    let mut last = None;
-    for part in parts {
-        let address: IpAddr = part.trim().parse().ok()?;
-        last = Some(address);
-        if !is_in(trusted, address) {
-            break;
-        }
-    }
-    last
+fn hyphenated(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })
 }
 
-/// Whether `address` lies in one of `nets`.
-pub(crate) fn is_in(nets: &[IpNet], address: IpAddr) -> bool {
-    nets.iter().any(|net| net.contains(&address))
+/// The methods that a service may take the request for instead of its own, where it lets them be overridden: Express's
+/// method-override, Rails, Symfony, ASP.NET and others.
+pub(crate) fn overriding_methods(head: &Parts) -> impl Iterator<Item = String> {
+    const NAMES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+    let names = |name: &HeaderName| NAMES.iter().any(|known| hyphenated(name.as_str()).eq(known.bytes()));
+    let by_header = head.headers.iter().filter(move |(name, _)| names(name));
+    let by_header = by_header.filter_map(|(_, value)| value.to_str().ok()).flat_map(|value| value.split(','));
+    let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+    let by_query = pairs.filter(|(name, _)| name.eq_ignore_ascii_case("_method"));
+    by_header.map(|value| value.trim().to_owned()).chain(by_query.map(|(_, value)| value.into_owned()))
 }
 
 /// The id of the exchange: the client's, when it is 1 to 128 visible ASCII characters, else a new UUIDv7.
@@ -211,7 +189,9 @@ pub(crate) fn restrict_trailers(headers: &mut HeaderMap, tenant_headers: &[Heade
     let announced = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
     let announced: Vec<HeaderName> =
         announced.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-    let allowed = |name: &&HeaderName| !is_end_to_end(name) && !tenant_headers.contains(name);
+    let allowed = |name: &&HeaderName| {
+        !is_end_to_end(name) && !tenant_headers.contains(name) && !is_look_alike(name, tenant_headers)
+    };
     if announced.iter().all(|name| allowed(&name)) {
         return;
     }
@@ -221,89 +201,9 @@ pub(crate) fn restrict_trailers(headers: &mut HeaderMap, tenant_headers: &[Heade
     }
 }
 
-/// The codings that the meter reads, as `Accept-Encoding` names them.
-const READABLE: [&str; 5] = ["gzip", "x-gzip", "deflate", "br", "zstd"];
-
-/// Takes out of `Accept-Encoding` (RFC 9110 §12.5.3) what the meter can't read, so that the service does not choose it. The
-/// client's own weights stay, what it did not accept is never added, and where nothing is left it is `identity`. A list that
-/// offers no other coding goes on as it came.
-pub(crate) fn narrow_accept_encoding(headers: &mut HeaderMap) {
-    let offered: Vec<&str> = headers
-        .get_all(header::ACCEPT_ENCODING)
-        .iter()
-        .flat_map(|value| value.to_str().unwrap_or("unreadable").split(','))
-        .map(str::trim)
-        .collect();
-    let coding = |member: &str| member.split(';').next().unwrap_or_default().trim_end().to_ascii_lowercase();
-    let is_readable = |coding: &str| READABLE.contains(&coding) || ["", "identity"].contains(&coding);
-    // What is not wanted at all can stay.
-    let is_refused = |member: &str| weight(member) == Some("0");
-    if offered.iter().all(|member| is_readable(&coding(member)) || is_refused(member)) {
-        return;
-    }
-    let mut narrowed: Vec<String> = Vec::new();
-    for member in &offered {
-        let name = coding(member);
-        if is_readable(&name) || is_refused(member) {
-            narrowed.push((*member).to_owned());
-        } else if name == "*" {
-            let weight = member.split_once(';').map_or(String::new(), |(_, weight)| format!(";{weight}"));
-            let named = |readable: &&&str| !offered.iter().any(|member| coding(member) == **readable);
-            let others = READABLE.iter().filter(|readable| **readable != "x-gzip").filter(named);
-            narrowed.extend(others.map(|readable| format!("{readable}{weight}")));
-        }
-    }
-    narrowed.retain(|member| !member.is_empty());
-    let text = if narrowed.is_empty() { "identity".to_owned() } else { narrowed.join(", ") };
-    if let Ok(value) = HeaderValue::try_from(text) {
-        headers.insert(header::ACCEPT_ENCODING, value);
-    }
-}
-
-/// The weight of a member of a list; `0` for every way to write a zero.
-fn weight(member: &str) -> Option<&str> {
-    let mut parameters = member.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
-    let (_, weight) = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))?;
-    let weight = weight.trim();
-    let is_zero = weight.strip_prefix('0').is_some_and(|rest| rest.bytes().all(|b| b == b'.' || b == b'0'));
-    Some(if is_zero { "0" } else { weight })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_codings_that_the_meter_reads_are_offered_with_the_clients_own_weights() {
-        for (came, goes) in [
-            (&["gzip, deflate, br, zstd"][..], &["gzip, deflate, br, zstd"][..]),
-            (&["gzip,deflate ,BR;q=0.5"], &["gzip,deflate ,BR;q=0.5"]),
-            (&["gzip", "x-gzip;q=0.1"], &["gzip", "x-gzip;q=0.1"]),
-            (&["gzip, deflate, br, zstd, dcb, dcz"], &["gzip, deflate, br, zstd"]),
-            (&["dcb;q=1.0, gzip;q=0.8, identity;q=0.1", "compress"], &["gzip;q=0.8, identity;q=0.1"]),
-            (&["compress"], &["identity"]),
-            (&["compress", "lzma"], &["identity"]),
-            (&["*"], &["gzip, deflate, br, zstd"]),
-            (&["gzip;q=0, *;q=0.3"], &["gzip;q=0, deflate;q=0.3, br;q=0.3, zstd;q=0.3"]),
-            (&["gzip, *;q=0"], &["gzip, *;q=0"]),
-            (&["identity, *; Q=0.000"], &["identity, *; Q=0.000"]),
-            (&["compress;q=0"], &["compress;q=0"]),
-            (&["identity;q=0, compress"], &["identity;q=0"]),
-            (&[""], &[""]),
-            (&["identity"], &["identity"]),
-            (&[], &[]),
-            (&["gzip, b\u{e4}r"], &["identity"]),
-        ] {
-            let mut headers = HeaderMap::new();
-            for value in came {
-                headers.append("accept-encoding", HeaderValue::from_bytes(value.as_bytes()).unwrap());
-            }
-            narrow_accept_encoding(&mut headers);
-            let seen: Vec<_> =
-                headers.get_all("accept-encoding").iter().map(|value| value.to_str().unwrap()).collect();
-            assert_eq!(seen, goes, "{came:?}");
-        }
-    }
 
     fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -311,10 +211,6 @@ mod tests {
             headers.append(*name, value.parse().unwrap());
         }
         headers
-    }
-
-    fn nets(texts: &[&str]) -> Vec<IpNet> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
     #[test]
@@ -342,28 +238,6 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut headers, &[tenant]);
         assert_eq!(headers.len(), 4);
-    }
-
-    #[test]
-    fn fault_90_a_forged_forwarding_header_is_replaced() {
-        let mut headers =
-            map(&[("x-forwarded-for", "1.1.1.1"), ("x-real-ip", "1.1.1.1"), ("host", "shop.example")]);
-        let caller = set_forwarding(&mut headers, "9.9.9.9:1".parse().unwrap(), &[]);
-        assert_eq!(caller.client.to_string(), "9.9.9.9");
-        assert_eq!(headers["x-forwarded-for"], "9.9.9.9");
-        assert_eq!(headers["x-forwarded-host"], "shop.example");
-        assert!(!headers.contains_key("x-real-ip"));
-    }
-
-    #[test]
-    fn a_trusted_proxy_is_believed_up_to_the_first_stranger() {
-        let trusted = nets(&["10.0.0.0/8"]);
-        let mut headers = map(&[("x-forwarded-for", "6.6.6.6, 7.7.7.7"), ("x-forwarded-for", "10.0.0.2")]);
-        headers.insert("x-forwarded-proto", "https".parse().unwrap());
-        let caller = set_forwarding(&mut headers, "10.0.0.1:1".parse().unwrap(), &trusted);
-        assert_eq!(caller.client.to_string(), "7.7.7.7");
-        assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 7.7.7.7, 10.0.0.2, 10.0.0.1");
-        assert_eq!(headers["x-forwarded-proto"], "https");
     }
 
     #[test]

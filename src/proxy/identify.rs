@@ -8,21 +8,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Uri;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName};
 use ipnet::IpNet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::{Map, Value};
 
 use super::audit::Bearer;
-use super::config::{IdentifyConfig, JwtKey, SourceConfig};
+use super::config::{IdentifyConfig, SourceConfig};
 use super::failure::Failure;
-use super::headers::is_in;
+use super::forwarding::is_in;
+use super::token::{Unbelieved, Verifier};
 use crate::meter::Inspected;
+use crate::model::spelling::canonical;
 use crate::model::tenant::TenantId;
 use crate::tenant::{Answer, Directory, Fault};
-
-/// Clocks of token issuers may differ from ours by so many seconds.
-const JWT_LEEWAY_SECONDS: u64 = 30;
 
 /// Why a session names no tenant.
 const UNKNOWN_SESSION: &str = "its session is not known";
@@ -59,19 +56,6 @@ enum Source {
     Answer,
 }
 
-struct Verifier {
-    claim: String,
-    /// `None`: the secret is not set, so no token can be believed.
-    key: Option<DecodingKey>,
-    validation: Validation,
-}
-
-impl std::fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Verifier({})", self.claim)
-    }
-}
-
 /// A named tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -96,8 +80,12 @@ pub(crate) enum Tenancy {
 pub(crate) enum Rejection {
     /// No source named a tenant, and why.
     Unidentified(&'static str),
-    /// The token does not verify.
+    /// The token does not verify, and nothing says that it is one of ours.
     TokenInvalid,
+    /// A token of ours that is not to be believed now: expired, shown twice, or with what we don't understand.
+    TokenRefused,
+    /// Two spellings of one key name different tenants.
+    Ambiguous,
     /// The token is of one tenant, the session of another.
     Mismatch { token: TenantId, session: String },
     /// The service has no such session, and that is to be said as the service says it.
@@ -106,11 +94,23 @@ pub(crate) enum Rejection {
     Busy,
 }
 
+impl From<Unbelieved> for Rejection {
+    fn from(token: Unbelieved) -> Self {
+        match token {
+            Unbelieved::Foreign => Rejection::TokenInvalid,
+            Unbelieved::Ours => Rejection::TokenRefused,
+        }
+    }
+}
+
 impl Rejection {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Rejection::Unidentified(why) => Failure::TenantUnidentified(why),
-            Rejection::TokenInvalid => Failure::TokenInvalid,
+            Rejection::TokenInvalid | Rejection::TokenRefused => Failure::TokenInvalid,
+            Rejection::Ambiguous => {
+                Failure::TenantUnidentified("keys that differ in capitals alone name different ones")
+            }
             Rejection::Mismatch { .. } => Failure::TenantMismatch,
             Rejection::UnknownSession => Failure::SessionUnknown,
             Rejection::Busy => Failure::TenantUnavailable,
@@ -142,7 +142,7 @@ impl Rules {
         };
         for source in &config.sources {
             sources.push(match source {
-                SourceConfig::Jwt { claim, key } => Source::Jwt(Box::new(verifier(claim, key)?)),
+                SourceConfig::Jwt { claim, key } => Source::Jwt(Box::new(Verifier::new(claim, key)?)),
                 SourceConfig::Session { json, query } => {
                     Source::Session { at: point(json), query: query.clone() }
                 }
@@ -221,22 +221,27 @@ impl Rules {
         let mut by_token: Option<(TenantId, Bearer)> = None;
         let mut missing = "no configured source names a tenant";
         let mut unanswered: Option<(Fault, &str)> = None;
+        if evidence.body.is_some_and(|body| body.ambiguous) {
+            return Err(Rejection::Ambiguous);
+        }
         let known = |tenant| Ok(Tenancy::Known(Identity { tenant, unresolved: None, bearer: None }));
         for source in &self.sources {
             match source {
                 Source::Jwt(verifier) => {
                     if by_token.is_none() {
-                        by_token = verifier.tenant(evidence.headers)?;
+                        by_token = verifier.tenant(evidence.headers).map_err(Rejection::from)?;
                     }
                 }
                 Source::Session { at, query } => {
                     let Some(session) = evidence.value(*at, &mut missing) else { continue };
-                    match directory.look_up(query, session).await {
+                    match look_up(directory, query, session).await {
                         Answer::Known(tenant) => match by_token {
-                            Some((token, _)) if token.as_str() != &*tenant => {
+                            Some((token, bearer)) if TenantId::parse(&tenant).as_ref() == Ok(&token) => {
+                                return by_bearer(token, bearer);
+                            }
+                            Some((token, _)) => {
                                 return Err(Rejection::Mismatch { token, session: session.to_owned() });
                             }
-                            Some((tenant, bearer)) => return by_bearer(tenant, bearer),
                             None => return tenant_id(&tenant).and_then(known),
                         },
                         Answer::Absent => missing = UNKNOWN_SESSION,
@@ -282,7 +287,7 @@ impl Rules {
         match unanswered {
             Some((Fault::Busy, _)) => Err(Rejection::Busy),
             Some((Fault::Away | Fault::Broken, session)) => {
-                let (tenant, unresolved) = (TenantId::unresolved(), Some(session.into()));
+                let (tenant, unresolved) = (TenantId::unresolved(), Some(canonical(session).into()));
                 Ok(Tenancy::Known(Identity { tenant, unresolved, bearer: None }))
             }
             None if missing == UNKNOWN_SESSION && self.unknown_session_not_found => {
@@ -317,74 +322,27 @@ fn tenant_id(text: &str) -> Result<TenantId, Rejection> {
     TenantId::parse(text).map_err(|_| Rejection::Unidentified("what names it is not a tenant id"))
 }
 
+/// Looks a session up by its canonical id, and where that is not known, by the id as it came: a service may keep its
+/// UUIDs as texts, in another spelling.
+async fn look_up(directory: &Arc<Directory>, query: &Arc<str>, session: &str) -> Answer {
+    let id = canonical(session);
+    match directory.look_up(query, &id).await {
+        Answer::Absent if id != session => directory.look_up(query, session).await,
+        answer => answer,
+    }
+}
+
 fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejection> {
     let query = query.unwrap_or_default();
     if !query.contains('=') {
         return Ok(None);
     }
-    let mut values = url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+    // ASP.NET does not tell the case of a parameter's letters.
+    let mut values =
+        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key.eq_ignore_ascii_case(name));
     let first = values.next();
     if values.next().is_some() {
         return Err(Rejection::Unidentified("the tenant parameter is repeated"));
     }
     Ok(first.map(|(_, value)| value.into_owned()))
-}
-
-fn is_bearer(credentials: &str) -> bool {
-    credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
-}
-
-fn verifier(claim: &str, key: &JwtKey) -> Result<Verifier, String> {
-    let (key, algorithm) = match key {
-        JwtKey::Hs256 { secret, .. } => {
-            (secret.as_ref().map(|secret| DecodingKey::from_secret(secret.as_bytes())), Algorithm::HS256)
-        }
-        JwtKey::Pem { file, pem, algorithm } => {
-            let key = match algorithm {
-                Algorithm::RS256 => DecodingKey::from_rsa_pem(pem),
-                Algorithm::ES256 => DecodingKey::from_ec_pem(pem),
-                other => {
-                    return Err(format!("tenant source jwt: {other:?} is not supported: use RS256 or ES256"));
-                }
-            };
-            (
-                Some(key.map_err(|error| format!("tenant source jwt: {file} holds no such key: {error}"))?),
-                *algorithm,
-            )
-        }
-    };
-    let mut validation = Validation::new(algorithm);
-    validation.leeway = JWT_LEEWAY_SECONDS;
-    validation.validate_nbf = true;
-    validation.validate_aud = false;
-    Ok(Verifier { claim: claim.to_owned(), key, validation })
-}
-
-impl Verifier {
-    /// The tenant of the request's bearer token; `None` when it has none.
-    fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Rejection> {
-        let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        let invalid = Rejection::TokenInvalid;
-        if values.next().is_some() {
-            return Err(invalid);
-        }
-        let Ok(value) = value.to_str() else { return Err(invalid) };
-        let Some((scheme, token)) = value.trim().split_once(' ') else { return Err(invalid) };
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            // Two credentials in one line: which of them the service behind goes by is not for us to guess.
-            let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
-            return if joined { Err(invalid) } else { Ok(None) };
-        }
-        let Some(key) = &self.key else { return Err(invalid) };
-        let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
-        let Ok(claims) = claims else { return Err(invalid) };
-        let mut claims = claims.claims;
-        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
-        let subject = match claims.remove("sub") {
-            Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
-            _ => None,
-        };
-        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
-    }
 }

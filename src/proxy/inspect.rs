@@ -15,6 +15,7 @@ use super::body::{ClientFault, RequestBody};
 use super::config::{BodyConfig, RouteConfig};
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
+use super::uninspected::{Uninspected, is_lenient};
 use crate::meter::{DecodeError, decode_request};
 
 /// A body, read as far as it is to be read.
@@ -28,17 +29,17 @@ pub(crate) struct ReadBody {
     /// it is not to be read, or can't be.
     pub(crate) plain: Option<Bytes>,
     /// Why it was not read, where there is one.
-    pub(crate) unread: Option<&'static str>,
+    pub(crate) unread: Option<Uninspected>,
 }
 
 impl ReadBody {
     /// One of which nothing is known but why.
-    pub(crate) fn unread(why: &'static str) -> Self {
+    pub(crate) fn unread(why: Uninspected) -> Self {
         Self { forward: RequestBody::Read(VecDeque::new()), fault: None, plain: None, unread: Some(why) }
     }
 }
 
-/// Reads a body as `route` has it. A route that lets unidentified requests pass lets pass what can't be inspected, too.
+/// Reads a body as `route` has it. Where what can't be inspected is charged or passes, it is streamed.
 pub(crate) async fn read(
     headers: &HeaderMap,
     body: Incoming,
@@ -47,14 +48,13 @@ pub(crate) async fn read(
 ) -> Result<ReadBody, Failure> {
     match route.body {
         BodyConfig::Json { max_bytes } => {
-            let lenient = route.pass_unidentified == Some(true);
-            inspectable(headers, body, max_bytes, idle, lenient).await
+            inspectable(headers, body, max_bytes, idle, is_lenient(route)).await
         }
         BodyConfig::Opaque { max_bytes } => {
             if let Some(limit) = max_bytes.filter(|limit| body.size_hint().lower() > *limit) {
                 return Err(Failure::BodyTooLarge { limit: usize::try_from(limit).unwrap_or(usize::MAX) });
             }
-            let unread = (!body.is_end_stream()).then_some("opaque");
+            let unread = (!body.is_end_stream()).then_some(Uninspected::Opaque);
             let (forward, fault) = RequestBody::rest(VecDeque::new(), body, idle, max_bytes);
             Ok(ReadBody { forward, fault, plain: None, unread })
         }
@@ -72,16 +72,16 @@ async fn inspectable(
 ) -> Result<ReadBody, Failure> {
     let unread = |frames, body, why| {
         let (forward, fault) = RequestBody::rest(frames, body, idle, None);
-        Ok(ReadBody { forward, fault, plain: None, unread: Some(why) })
+        Ok(ReadBody { forward, fault, plain: None, unread: Some(Uninspected::Unread(why)) })
     };
     let coding = match coding(headers) {
         Ok(coding) => coding,
-        Err(_) if lenient => return unread(VecDeque::new(), body, "unsupported_encoding"),
+        Err(failure) if lenient => return unread(VecDeque::new(), body, failure),
         Err(failure) => return Err(failure),
     };
     if body.size_hint().lower() > limit as u64 {
         return match lenient {
-            true => unread(VecDeque::new(), body, "body_too_large"),
+            true => unread(VecDeque::new(), body, Failure::BodyTooLarge { limit }),
             false => Err(Failure::BodyTooLarge { limit }),
         };
     }
@@ -97,7 +97,7 @@ async fn inspectable(
         frames.push_back(frame);
         if length > limit {
             return match lenient {
-                true => unread(frames, body, "body_too_large"),
+                true => unread(frames, body, Failure::BodyTooLarge { limit }),
                 false => Err(Failure::BodyTooLarge { limit }),
             };
         }
@@ -114,7 +114,7 @@ async fn inspectable(
     match plain {
         Ok(plain) => Ok(ReadBody { forward, fault: None, plain: Some(plain), unread: None }),
         Err(failure) if lenient => {
-            Ok(ReadBody { forward, fault: None, plain: None, unread: Some(failure.code()) })
+            Ok(ReadBody { forward, fault: None, plain: None, unread: Some(Uninspected::Unread(failure)) })
         }
         Err(failure) => Err(failure),
     }

@@ -15,6 +15,7 @@
 //! `failure` and `reply` make every answer that is
 //! the gateway's own.
 
+mod accept_encoding;
 mod audit;
 mod body;
 mod charging;
@@ -28,12 +29,14 @@ mod drain;
 mod draining;
 mod exchange;
 mod failure;
+mod forwarding;
 mod headers;
 mod identify;
 mod inspect;
 mod listener;
 mod model_name;
 mod notice;
+mod origins;
 mod passing;
 mod pattern;
 mod pause;
@@ -43,9 +46,12 @@ mod reply;
 mod route;
 mod server;
 mod settlement;
+mod spelling;
 mod strangers;
 mod tap;
+mod token;
 mod tunnel;
+mod uninspected;
 mod upgrade;
 mod upstream;
 

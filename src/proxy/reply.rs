@@ -93,6 +93,11 @@ fn allow_origin(headers: &mut HeaderMap, origin: &HeaderValue) {
     );
 }
 
+/// Lets it read the answer to a request with cookies as well.
+pub(crate) fn allow_credentials(headers: &mut HeaderMap) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+}
+
 /// Lets the page that may read the upstream's answer read what the gateway added to its headers as well: where the
 /// answer is one for another origin, they join those that it exposes.
 ///
@@ -120,7 +125,8 @@ pub(crate) fn expose_added(headers: &mut HeaderMap) {
 /// dimension, with `q` the quota, `w` the window in seconds, `r` what is left and `t` the seconds to the reset.
 ///
 /// Both are integers, so cost is in micro-dollars (`qu="micro-usd"`), rounded down. Exchanges at once have neither window
-/// nor reset (`qu="concurrent-requests"`). A soft limit is none to a client: it is not told.
+/// nor reset (`qu="concurrent-requests"`). A soft limit is none to a client: it is not told. Items that the service has set
+/// itself stay.
 pub(crate) fn set_rate_limits(headers: &mut HeaderMap, standings: &[Standing], now: Timestamp) {
     use std::fmt::Write;
     let (mut policy, mut state) = (String::new(), String::new());
@@ -152,9 +158,17 @@ pub(crate) fn set_rate_limits(headers: &mut HeaderMap, standings: &[Standing], n
     if policy.is_empty() {
         return;
     }
-    if let (Ok(policy), Ok(state)) = (HeaderValue::try_from(policy), HeaderValue::try_from(state)) {
-        headers.insert("ratelimit-policy", policy);
-        headers.insert("ratelimit", state);
+    join(headers, "ratelimit-policy", policy);
+    join(headers, "ratelimit", state);
+}
+
+/// Adds `items` to a list that the service may have set itself: one line with all of them, its own first.
+fn join(headers: &mut HeaderMap, name: &'static str, items: String) {
+    let own: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    let own = own.into_iter().map(str::trim).filter(|list| !list.is_empty());
+    let joined = own.chain([items.as_str()]).collect::<Vec<_>>().join(", ");
+    if let Ok(joined) = HeaderValue::try_from(joined) {
+        headers.insert(name, joined);
     }
 }
 
@@ -198,6 +212,19 @@ mod tests {
             headers["ratelimit"],
             "\"tokens_per_day\";r=9480;t=43200, \"chat_messages_per_day\";r=0;t=43200"
         );
+    }
+
+    #[test]
+    fn the_services_own_items_stay_in_the_list() {
+        let now = "2026-11-24T12:00:00Z".parse().unwrap();
+        let mut headers = HeaderMap::new();
+        headers.append("ratelimit", HeaderValue::from_static("\"svc\";r=9;t=60"));
+        headers.append("ratelimit", HeaderValue::from_static("\"other\";r=1"));
+        headers.append("ratelimit-policy", HeaderValue::from_static(" "));
+        set_rate_limits(&mut headers, &[standing(Unit::Tokens, Window::Day, Some(10), 7)], now);
+        assert_eq!(headers.get_all("ratelimit").iter().count(), 1);
+        assert_eq!(headers["ratelimit"], "\"svc\";r=9;t=60, \"other\";r=1, \"tokens_per_day\";r=3;t=43200");
+        assert_eq!(headers["ratelimit-policy"], "\"tokens_per_day\";q=10;w=86400");
     }
 
     #[test]

@@ -17,11 +17,12 @@ use super::body::{Body, RequestBody};
 use super::core::{Core, Policy};
 use super::exchange::Exchange;
 use super::failure::{Failure, Side};
-use super::headers::{check_host, request_id, set_forwarding, take_host};
+use super::forwarding::set_forwarding;
+use super::headers::{check_host, remove_misleading, request_id, take_host};
 use super::notice::Notices;
 use super::passing::pass;
 use super::refusal::RefusalText;
-use super::reply::reply;
+use super::reply::{allow_credentials, reply};
 use super::route::Found;
 use super::settlement::Arrival;
 use super::upgrade::{self, Offer, Switch};
@@ -97,17 +98,22 @@ impl Worker {
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
         take_host(&mut head.headers, &head.uri);
+        let misleading = remove_misleading(&mut head.headers, policy.rules.tenant_headers());
+        self.core.metrics.misleading_headers.inc_by(misleading);
         let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
         let id = request_id(&mut head.headers);
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
         let target = head.uri.clone();
         let offer = Offer::take(&mut head, !body.is_end_stream(), &self.core.server.upgrades, switch);
-        let mut words = None;
         let found = match &offer {
             Some(_) => upgrade::metered(&policy.routes, head.uri.path()),
-            None => policy.routes.find(&head.method, head.uri.path()),
+            None => policy.routes.find_for(&head),
         };
+        let metered = found.as_ref().map(|found| found.route.clone());
+        // A preflight says as well who may read the answers of the route that it asks about.
+        let route = metered.or_else(|| origin.as_ref().and_then(|_| policy.routes.at(head.uri.path())));
+        let mut words = None;
         let answer = match found {
             Some(Found { route, .. }) if offer.is_some() && !route.is_opaque() => {
                 Err(Failure::UpgradeRefused)
@@ -123,9 +129,24 @@ impl Worker {
             }
             None => self.pass(Guard::into_inner(policy), head, body, offer).await,
         };
-        answer.unwrap_or_else(|failure| {
-            self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
-        })
+        let Some((origin, route)) = origin.as_ref().zip(route) else {
+            return answer.unwrap_or_else(|failure| {
+                self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
+            });
+        };
+        match answer {
+            Ok(answer) => {
+                route.origins.learn(origin, answer.headers());
+                answer
+            }
+            Err(failure) => {
+                let mut answer = self.reply(&failure, Some(id), &target, Some(origin), words.as_deref());
+                if route.origins.allow_credentials(origin) {
+                    allow_credentials(answer.headers_mut());
+                }
+                answer
+            }
+        }
     }
 
     async fn pass(
@@ -168,7 +189,11 @@ impl Worker {
 /// What must not be forwarded: hyper has checked the framing, we check the rest.
 fn check(request: &Request<Incoming>) -> Result<(), Failure> {
     let method = request.method();
-    if method == Method::CONNECT || method == Method::TRACE {
+    // Some services take a method in any case.
+    if [Method::CONNECT, Method::TRACE]
+        .iter()
+        .any(|refused| method.as_str().eq_ignore_ascii_case(refused.as_str()))
+    {
         return Err(Failure::MethodRefused);
     }
     if request.uri().authority().is_some() && request.uri().scheme().is_none() {

@@ -89,7 +89,7 @@ impl Offer {
 pub(crate) fn metered(routes: &Table, path: &str) -> Option<Found> {
     let methods =
         [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, query()];
-    methods.iter().find_map(|method| routes.find(method, path))
+    methods.iter().find_map(|method| routes.find(method.as_str(), path))
 }
 
 /// Every other method that a route may name has a constant.

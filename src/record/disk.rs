@@ -3,11 +3,13 @@
 //! A seam, so that tests can make any one of them fail, fall short, or be the last before a crash.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+
+use super::private_files::{create_private_dir, make_private, private_file};
 
 /// A file system.
 pub trait Disk: Debug + Send + Sync + 'static {
@@ -82,7 +84,9 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(dir)
+        create_private_dir(dir)?;
+        make_private(&File::open(dir)?, dir);
+        Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -90,7 +94,8 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = private_file().read(true).write(true).create(true).truncate(false).open(path)?;
+        make_private(&file, path);
         Ok(Arc::new(RealFile(file)))
     }
 

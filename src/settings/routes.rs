@@ -70,6 +70,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
     let model = model(&table, path.as_deref(), format);
     let narrow = optional(&table, "narrow_accept_encoding", true, true, |slot| slot.boolean());
     let body = body(&table);
+    let unread_items = table.optional("unread_items").map(|slot| slot.integer(1..=1_000_000_000));
     let drain = drain(&table);
     let cut = cut(&table, enforce);
     let segments = path.as_deref().and_then(|path| segment_names(path).ok()).unwrap_or_default();
@@ -95,6 +96,7 @@ fn route(slot: &Slot<'_>, context: &Context<'_>) -> Option<RouteConfig> {
         narrow_accept_encoding: narrow?,
         reserve_tokens: reserve_tokens?,
         body: body?,
+        unread_items: given(unread_items)?,
         sources: given(sources)?,
         pass_unidentified: given(unidentified)?,
         drain: drain?,
@@ -317,7 +319,10 @@ fn same(a: &RouteConfig, b: &RouteConfig) -> bool {
             None => segment.to_owned(),
         };
         let shape = route.path.split('/').map(nameless).collect::<Vec<_>>().join("/");
-        if route.path_match == PathMatch::Loose { shape.trim_end_matches('/').to_owned() } else { shape }
+        match route.path_match {
+            PathMatch::Loose => shape.trim_end_matches('/').to_ascii_lowercase(),
+            PathMatch::Exact => shape,
+        }
     };
     let overlap = a.methods.is_empty()
         || b.methods.is_empty()

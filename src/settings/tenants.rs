@@ -423,7 +423,16 @@ pub(super) fn overrides(
         let content = tenant_override(slot, plans);
         Some((tenant?, content?))
     }));
-    Some(overrides?.into_iter().collect())
+    let mut by_tenant = BTreeMap::new();
+    for (tenant, content) in overrides? {
+        if by_tenant.insert(tenant.clone(), content).is_some() {
+            table.fault(format!(
+                "has {tenant} twice: spellings of one UUID are one tenant, so leave one of them"
+            ));
+            return None;
+        }
+    }
+    Some(by_tenant)
 }
 
 fn tenant_override(slot: &Slot<'_>, plans: &[PlanName]) -> Option<quota::OverrideConfig> {

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
+use crate::store::check_credentials;
+
 /// `250ms`, `30s`, `5m`, `1h30m`, `2d`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let no = || {
@@ -175,14 +177,22 @@ pub(super) fn database_url(text: &str) -> Result<String, String> {
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
         return Err(format!("is no Postgres URL: {example}"));
     }
+    check_credentials(text).map_err(|why| format!("is not plain: {why}"))?;
     // tokio-postgres knows not all of libpq's TLS options; what they mean, the store decides.
-    let (base, query) = text.split_once('?').unwrap_or((text, ""));
+    let credentials = text.find('@').unwrap_or(0);
+    let (base, query) = match text[credentials..].find('?') {
+        Some(at) => (&text[..credentials + at], &text[credentials + at + 1..]),
+        None => (text, ""),
+    };
     let mut kept = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("sslmode", "disable" | "allow" | "prefer" | "require" | "verify-ca" | "verify-full")) => {}
-            Some(("sslmode", mode)) => {
-                return Err(format!("has sslmode={mode:?}: write disable, prefer, require or verify-full"));
+            // Not quoted: it may be the end of a password.
+            Some(("sslmode", _)) => {
+                return Err(
+                    "has an unknown sslmode: write disable, prefer, require or verify-full".to_owned()
+                );
             }
             Some(("sslrootcert" | "sslcert" | "sslkey", _)) => {}
             _ => kept.push(pair),
@@ -376,6 +386,7 @@ mod tests {
             "postgresql://u@h/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
             "postgres://u@h,i/db?target_session_attrs=read-write",
             "postgres:///db?host=/run/postgresql",
+            "postgres://u:p?sslmode=x#y/z@h/db?sslmode=require",
         ] {
             assert_eq!(database_url(good), Ok(good.to_owned()));
         }
@@ -384,6 +395,8 @@ mod tests {
             "mysql://u:hunter2@h/db",
             "postgres://u:hunter2@h:port/db",
             "postgres://u:hunter2@h/db?sslmode=on",
+            "postgres://u:p@hunter2@h/db",
+            "postgres://u:p@#hunter2@h/db",
         ] {
             assert!(!database_url(bad).unwrap_err().contains("hunter2"));
         }

@@ -52,6 +52,7 @@ impl Address {
         if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err("the database URL must begin with postgres:// or postgresql://".to_owned());
         }
+        check_credentials(url).map_err(|why| format!("the database URL is not plain: {why}"))?;
         // As tokio-postgres reads it: what is before the first `@` is a user and a password, a `?` in it included.
         let credentials = url.find('@').unwrap_or(0);
         let (base, query) = match url[credentials..].find('?') {
@@ -107,6 +108,41 @@ impl Address {
         Ok(Self { postgres, trust, identity, place })
     }
 }
+
+/// Whether it is plain where the password of `url` ends. With an `@` in it, its rest would be taken for the host, be looked
+/// up and be shown.
+///
+/// # Errors
+/// It is not, and what to do; nothing of the URL is quoted.
+pub fn check_credentials(url: &str) -> Result<(), String> {
+    let Some((_, behind)) = url.split_once('@') else { return Ok(()) };
+    let (hosts, query) = behind.split_once('?').unwrap_or((behind, ""));
+    // An option may hold one: it is one of ours where every name is an option's.
+    let is_option = |pair: &str| pair.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name));
+    let plain = !hosts.contains('@') && (!query.contains('@') || query.split('&').all(is_option));
+    if plain && !hosts.contains('#') {
+        return Ok(());
+    }
+    let why = "its password seems to hold an @ of its own: write %40 for it, %23 for # and %3F for ?, so that it is \
+               plain where the password ends";
+    Err(why.to_owned())
+}
+
+/// The options of a URL that may be there beside others with an `@` in them.
+const OPTIONS: [&str; 12] = [
+    "application_name",
+    "options",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "connect_timeout",
+    "target_session_attrs",
+    "keepalives",
+    "keepalives_idle",
+    "host",
+    "port",
+];
 
 /// What is wrong with a URL that tokio-postgres can't read. An option is named only when it looks like one: of a
 /// password with an unescaped `@` the rest may end up among the options, and then another `@` does too.
@@ -197,6 +233,13 @@ mod tests {
             "postgres://u:s3cret@h/d?sslmode=s3cret",
             "host=h password=s3cret",
             "postgres://u:s3cret@/d",
+            "postgres://u:s3@cret@h/d",
+            "postgres://u:s3@cret/x@h/d",
+            "postgres://u:s3@cret#x@h/d",
+            "postgres://u:s3@cret?x=1@h/d",
+            "postgres://u:s3@#cret@h/d",
+            "postgres://u:s@3cret?sslmode=cret@h/d",
+            "postgres://u:s3cret@h#x/d",
         ] {
             let error = Address::parse(url).err().unwrap_or_else(|| panic!("{url} is accepted"));
             assert!(!error.contains("s3") && !error.contains("cret"), "{url}: {error}");
@@ -208,6 +251,18 @@ mod tests {
         let address = Address::parse("postgres://u:s3?cret=x@h/d?sslmode=require").ok().unwrap();
         assert_eq!(address.postgres.get_password(), Some(&b"s3?cret=x"[..]));
         assert_eq!(address.postgres.get_ssl_mode(), SslMode::Require);
+    }
+
+    #[test]
+    fn a_hash_a_slash_and_a_colon_in_a_password_are_parts_of_it() {
+        for password in ["s3#cret", "s3/cret", "s3:cret", "#", "/", "a%40b"] {
+            let address = Address::parse(&format!("postgres://u:{password}@h:1/d")).ok().unwrap();
+            let decoded = percent_decode_str(password).decode_utf8().unwrap();
+            assert_eq!(address.postgres.get_password(), Some(decoded.as_bytes()), "{password}");
+            assert_eq!(address.place, "h:1/d", "{password}");
+        }
+        let address = Address::parse("postgres://u:p@h/d?application_name=a@b").ok().unwrap();
+        assert_eq!(address.postgres.get_application_name(), Some("a@b"));
     }
 
     #[test]

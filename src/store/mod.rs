@@ -43,6 +43,7 @@ pub mod reprice;
 pub mod tenants;
 pub mod usage;
 
+pub use address::check_credentials;
 pub use drift::{Drift, Drifted};
 pub use examine::Examined;
 pub use jobs::{AggregateReport, CleanUpReport};

@@ -70,6 +70,7 @@ path = "/api/widget/chat"
 event = "chat_message"
 reserve_tokens = 150
 unidentified = "pass"
+unread_items = 1
 
 [[routes]]
 path = "/opaque"

@@ -465,6 +465,31 @@ fn limits_of_connections_are_read_and_http_is_nothing_to_switch_to() {
 }
 
 #[test]
+fn what_an_unread_body_is_charged_as_is_read_per_route() {
+    let settings = load("[[routes]]\npath = \"/a\"\nunread_items = 20\n[[routes]]\npath = \"/b\"\n");
+    let items: Vec<_> = settings.routes.iter().map(|route| route.unread_items).collect();
+    assert_eq!(items, [Some(20), None]);
+    let file = File::with(
+        "[[routes]]\npath = \"/a\"\nunread_items = 0\n[[routes]]\npath = \"/API/b\"\n[[routes]]\npath = \"/api/B\"\n",
+    );
+    let faults = file.faults();
+    let told = |key: &str, begin: &str| faults.iter().any(|(_, at, why)| at == key && why.starts_with(begin));
+    assert!(told("routes[0].unread_items", "0 must be between 1 and"), "{faults:?}");
+    assert!(told("routes[2]", "is the same path and method as routes[1]"), "capitals aside: {faults:?}");
+}
+
+#[test]
+fn one_tenant_has_one_override_however_its_uuid_is_written() {
+    let id = "a1b2c3d4-0000-4000-8000-abcdefabcdef";
+    let table = |id: &str| format!("[overrides.\"{id}\"]\nplan = \"pro\"\n");
+    let settings = load(&table(&id.to_uppercase()));
+    assert!(settings.overrides.contains_key(id));
+    let faults = File::with(&format!("{}{}", table(id), table(&id.to_uppercase()))).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].2.starts_with(&format!("has {id} twice")), "{faults:?}");
+}
+
+#[test]
 fn limits_of_cost_of_what_runs_at_once_and_soft_ones_are_read() {
     let plan = "cost_usd_per_month = 12.5\nconcurrent_requests = 4\ntokens_per_day = 7\nsoft = [\"tokens_per_day\"]\n";
     let settings = load(&format!(

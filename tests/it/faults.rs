@@ -4,6 +4,9 @@
 mod bodies;
 mod http;
 mod identity;
+mod look_alikes;
+mod one_spelling;
+mod unparsed;
 
 use crate::harness::{Client, Step, TestGateway, Upstream, answer, batch_answer, gateway, within};
 use crate::postgres::{Database, shared};

@@ -1,4 +1,4 @@
-//! `deploy/nginx/` in the real nginx: only the widget's path goes through Tollgate, and past it when it is down.
+//! `deploy/nginx/` in the real nginx: what is metered goes through Tollgate, and past it when it is down.
 #![allow(clippy::unwrap_used, reason = "the helpers of tests too end with the test")]
 
 use std::path::{Path, PathBuf};
@@ -106,28 +106,50 @@ fn chat() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn only_the_widgets_path_goes_through_tollgate() {
+async fn every_metered_route_goes_through_tollgate_in_every_spelling_and_nothing_else() {
     let (tollgate, service) = (named("tollgate").await, named("service").await);
     let nginx = Nginx::start(&tollgate, &service).await;
     let mut client = nginx.connect().await;
-    for target in [
-        "/api/widget/chat",
-        "/api/widget/chat?stream=true",
-        "/api/widget/chat/",
-        "//api/widget/chat",
-        "/api/widget/%63hat",
-        "/x/../api/widget/chat",
-        "/api/widget/chat;a=b",
-    ] {
-        client.send(request("POST", target).json(&json!({"message": "x"}))).await;
+    let routes = built_in_routes();
+    assert!(routes.len() >= 10, "{routes:?}");
+    let targets = routes.iter().flat_map(|route| SPELLINGS.map(|spell| spell(route)));
+    for target in targets {
+        client.send(request("POST", &target).json(&json!({"message": "x"}))).await;
         assert_eq!(client.read_response().await.text(), "tollgate", "{target}");
         assert_eq!(tollgate.requests().last().unwrap().target(), target, "forwarded as it came");
     }
-    for target in ["/", "/api/widget/session", "/api/embed-batch", "/api/widget", "/API/widget/chat"] {
+    for target in
+        ["/", "/api/widget", "/api/trial", "/api/widget/config", "/api/admin/trials", "/static/chat.js"]
+    {
         client.send(request("POST", target).json(&json!({"message": "x"}))).await;
         assert_eq!(client.read_response().await.text(), "service", "{target}");
     }
 }
+
+/// The paths of the routes of the built-in config, with a tenant where they name one.
+fn built_in_routes() -> Vec<String> {
+    let config = include_str!("../../config/default.toml");
+    let paths = config.lines().filter_map(|line| line.strip_prefix("path = \"")?.split('"').next());
+    paths.map(|path| path.replace("{tenant}", "tn_one")).collect()
+}
+
+/// The spellings of a path that one service or another takes for it.
+const SPELLINGS: [fn(&str) -> String; 14] = [
+    |path| path.to_owned(),
+    |path| format!("{path}?stream=true"),
+    |path| format!("{path}/"),
+    |path| format!("/{path}"),
+    |path| path.replacen("pi", "%70%69", 1),
+    |path| format!("/x/..{path}"),
+    |path| path.to_uppercase(),
+    |path| format!("{path};v=1"),
+    |path| path.replacen("/api/", "/api;a=b/", 1),
+    |path| format!("/x/..;{path}"),
+    |path| format!("{path}.json"),
+    |path| format!("{path}."),
+    |path| format!("{path}%20"),
+    |path| format!("/index.php{path}"),
+];
 
 #[tokio::test]
 async fn tollgate_is_told_the_address_that_nginx_saw_and_not_the_claimed_one() {
@@ -154,6 +176,15 @@ async fn while_tollgate_is_down_the_service_answers_and_afterwards_tollgate_agai
     assert_eq!(service.requests().len(), 3);
     let _tollgate = Upstream::answering_at(address, |_| answer(200).body("tollgate again")).await;
     assert_eq!(Client::ask(nginx.address, chat()).await.text(), "tollgate again");
+}
+
+#[tokio::test]
+async fn an_upload_of_any_size_goes_through_tollgate() {
+    let (tollgate, service) = (named("tollgate").await, named("service").await);
+    let nginx = Nginx::start(&tollgate, &service).await;
+    let upload = request("POST", "/api/trial/kb/upload").body(vec![b'x'; 20 << 20]);
+    assert_eq!(Client::ask(nginx.address, upload).await.text(), "tollgate");
+    assert_eq!(tollgate.requests()[0].body.len(), 20 << 20);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod codings;
 mod models;
 mod rules;
 mod shipped;
+mod spellings;
 mod transparency;
 mod uploads;
 

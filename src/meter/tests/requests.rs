@@ -37,6 +37,11 @@ fn texts_to_embed_are_counted() {
         (r#"{"input": [[1, 2], [3]]}"#, 2),
         (r#"{"input": [{"role": "user", "content": "a conversation"}]}"#, 0),
         (r#"{"texts": ["a"], "texts": ["a", "b"]}"#, 2),
+        (r#"{"texts": [null, "a", "b"]}"#, 2),
+        (r#"{"texts": [{}, 1, "a", "b"]}"#, 2),
+        (r#"{"Texts": ["a", "b"]}"#, 2),
+        (r#"{"texts": ["a"], "TEXTS": ["a", "b", "c"]}"#, 3),
+        (r#"{"TEXTS": ["a", "b", "c"], "texts": ["a"]}"#, 3),
         (r#"{"message": "a"}"#, 0),
     ] {
         assert_eq!(inspected(body, &[]).embeddings, count, "{body}");
@@ -377,6 +382,30 @@ fn a_repeated_key_takes_the_prompts_framing_with_it() {
     let found = inspected(body, &[]);
     assert_eq!((found.text.kept.as_str(), found.text.seen_bytes), ("hello", 5), "{found:?}");
     assert_eq!(counted_input(body).input, 8, "{found:?}");
+}
+
+#[test]
+fn keys_in_another_case_are_wanted_too_and_two_values_are_ambiguous() {
+    let at = ["/sessionId", "/context/tenant"];
+    let found = |body: &str| {
+        let inspected = inspected(body, &at);
+        (inspected.values, inspected.ambiguous)
+    };
+    let some = |text: &str| Some(text.to_owned());
+    for (body, values, ambiguous) in [
+        (r#"{"SessionID": "a"}"#, [some("a"), None], false),
+        (r#"{"sessionId": "a", "SESSIONID": "a"}"#, [some("a"), None], false),
+        (r#"{"sessionId": "a", "sessionid": "b"}"#, [some("a"), None], true),
+        (r#"{"sessionid": "b", "sessionId": "a"}"#, [some("a"), None], true),
+        (r#"{"SESSIONID": "b", "sessionid": "a"}"#, [some("a"), None], true),
+        (r#"{"sessionId": "a", "sessionId": "b"}"#, [some("b"), None], false),
+        (r#"{"Context": {"Tenant": "t"}}"#, [None, some("t")], false),
+        (r#"{"context": {"tenant": "t"}, "Context": {"tenant": "u"}}"#, [None, some("t")], true),
+        (r#"{"context": {"tenant": "t"}, "Context": {}}"#, [None, some("t")], false),
+        (r#"{"other": {"SESSIONID": "b"}, "sessionId": "a"}"#, [some("a"), None], false),
+    ] {
+        assert_eq!(found(body), (values.to_vec(), ambiguous), "{body}");
+    }
 }
 
 #[test]

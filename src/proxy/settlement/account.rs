@@ -17,7 +17,7 @@ use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
 use crate::proxy::cut::CutEvent;
 use crate::proxy::departure::Departure;
-use crate::proxy::headers::Caller;
+use crate::proxy::forwarding::Caller;
 use crate::proxy::model_name::Expected;
 use crate::proxy::route::Route;
 use crate::quota::{Refusal, Reservation};

@@ -16,7 +16,7 @@ use crate::model::price::Call;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::charging::{Basis, Unread};
-use crate::proxy::headers::Caller;
+use crate::proxy::forwarding::Caller;
 use crate::proxy::model_name::Expected;
 use crate::proxy::{Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
@@ -75,7 +75,7 @@ fn opened(core: &Arc<Core>) -> Settlement {
 
 fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
     let policy = core.policy.load_full();
-    let route = policy.routes.find(&http::Method::POST, "/api/widget/chat").unwrap().route;
+    let route = policy.routes.find("POST", "/api/widget/chat").unwrap().route;
     let peer = std::net::IpAddr::from([127, 0, 0, 1]);
     let subject = Subject {
         tenant: TenantId::parse("tn_panic").ok(),

@@ -11,7 +11,7 @@
 mod account;
 mod programs;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use self::account::Account;
 use self::programs::Programs;
+use crate::record::{create_private_dir, make_private, private_file};
 
 /// How long a start may take. A server that was killed reads its log first.
 const START: Duration = Duration::from_secs(60);
@@ -219,10 +220,10 @@ impl Home {
     fn prepare(dir: &Path, account: Option<Account>) -> Result<Self, PrivateError> {
         let shown = dir.display().to_string();
         let told = || io(shown.clone());
-        fs::create_dir_all(dir).map_err(told())?;
+        create_private_dir(dir).map_err(told())?;
         // PostgreSQL changes into its data directory: a relative path would mean something else there.
         let directory = dir.canonicalize().map_err(told())?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
+        let lock = private_file().create(true).truncate(false).write(true).open(directory.join("lock"));
         let lock = lock.map_err(told())?;
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -338,7 +339,7 @@ impl Home {
                 && path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+~@".contains(&b))
         });
         let sockets = if plain {
-            fs::create_dir_all(&inside).map_err(io(inside.display().to_string()))?;
+            create_private_dir(&inside).map_err(io(inside.display().to_string()))?;
             Sockets::Inside(inside)
         } else {
             let made = tempfile::Builder::new().prefix("tollgate-").tempdir_in("/tmp");
@@ -359,7 +360,8 @@ impl Home {
         if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_LOG_BYTES) {
             fs::rename(&path, self.directory.join("postgres.log.1")).map_err(told())?;
         }
-        let log = OpenOptions::new().create(true).append(true).open(&path).map_err(told())?;
+        let log = private_file().create(true).append(true).open(&path).map_err(told())?;
+        make_private(&log, &path);
         let postgres = programs.directory.join("postgres");
         self.command(&postgres)
             .arg("-D")

@@ -12,18 +12,21 @@ use super::gate;
 use crate::harness::{RequestText, Response, TestGateway, Upstream, answer, batch_answer, gateway, request};
 use crate::postgres::{Database, shared};
 
-const SECRET: &str = "a-secret-of-the-tests-of-32-bytes";
+pub(super) const SECRET: &str = "a-secret-of-the-tests-of-32-bytes";
 const SESSION_QUERY: &str = "SELECT tenant_id::text FROM chat_sessions WHERE session_id::text = $1";
 
-fn session_source() -> String {
+pub(super) fn session_source() -> String {
     format!("{{ session = {{ json = \"/sessionId\", query = \"{SESSION_QUERY}\" }} }}")
 }
 
-fn hs256() -> String {
+pub(super) fn hs256() -> String {
     "{ jwt = { claim = \"tenantId\", secret_env = \"TEST_JWT_SECRET\" } }".to_owned()
 }
 
-async fn with_sources(sources: &[String], tenant: &str) -> (Upstream, Database<'static>, TestGateway) {
+pub(super) async fn with_sources(
+    sources: &[String],
+    tenant: &str,
+) -> (Upstream, Database<'static>, TestGateway) {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
     let database = shared().database();
     database.rows(
@@ -40,28 +43,28 @@ async fn with_sources(sources: &[String], tenant: &str) -> (Upstream, Database<'
     (upstream, database, running)
 }
 
-fn ask(body: &Value) -> RequestText {
+pub(super) fn ask(body: &Value) -> RequestText {
     request("POST", "/api/widget/chat").json(body)
 }
 
-fn in_session(session: &str) -> RequestText {
+pub(super) fn in_session(session: &str) -> RequestText {
     ask(&json!({"sessionId": session, "messages": [{"query": "hi"}]}))
 }
 
-fn claims(tenant: &str, expires_in: i64) -> Value {
+pub(super) fn claims(tenant: &str, expires_in: i64) -> Value {
     json!({"tenantId": tenant, "type": "access", "exp": jiff::Timestamp::now().as_second() + expires_in})
 }
 
-fn token(claims: &Value) -> String {
+pub(super) fn token(claims: &Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).expect("a token")
 }
 
-fn bearer(request: RequestText, token: &str) -> RequestText {
+pub(super) fn bearer(request: RequestText, token: &str) -> RequestText {
     request.header("authorization", &format!("Bearer {token}"))
 }
 
-fn told(response: &Response) -> (u16, String) {
+pub(super) fn told(response: &Response) -> (u16, String) {
     (response.status, response.json()["code"].as_str().unwrap_or_default().to_owned())
 }
 
@@ -100,6 +103,11 @@ async fn a_verified_token_names_the_tenant_and_no_other_token_does() {
     let endless = token(&json!({"tenantId": "tn_one"}));
     let nobody = token(&json!({"tenantId": 7, "exp": jiff::Timestamp::now().as_second() + 3600}));
     let expired = token(&claims("tn_one", -3600));
+    let critical = {
+        let header = Header { crit: Some(vec!["b64".to_owned()]), ..Header::new(Algorithm::HS256) };
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        jsonwebtoken::encode(&header, &claims("tn_one", 3600), &key).expect("a token")
+    };
     let prefixed = format!("x{}", token(&claims("tn_one", 3600)));
     for (name, bad) in [
         ("forged", forged),
@@ -107,6 +115,7 @@ async fn a_verified_token_names_the_tenant_and_no_other_token_does() {
         ("without exp", endless),
         ("a claim that is no text", nobody),
         ("expired", expired),
+        ("with what is critical and not known", critical),
         ("prefixed", prefixed),
         ("empty", String::new()),
         ("not a token", "abc".to_owned()),

@@ -71,6 +71,12 @@ impl Builder {
         self
     }
 
+    /// Takes the database away: it runs one of its own.
+    pub(crate) fn private_database(mut self) -> Self {
+        self.environment.remove("TOLLGATE__DATABASE__URL");
+        self
+    }
+
     /// Names tenants by the chat service's own means: token and session.
     pub(crate) fn sources(mut self, toml: &str) -> Self {
         let lines = self.config.lines().map(|line| match line.starts_with("sources =") {

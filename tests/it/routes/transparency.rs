@@ -21,19 +21,27 @@ const ROUTES: [&str; 9] = [
 /// Bodies and headers of calls that name nobody.
 fn calls(path: &str) -> Vec<RequestText> {
     let post = || request("POST", path);
-    let large = || format!("{{\"texts\": [\"{}\"]}}", "x".repeat(9 << 20));
     vec![
         post().json(&json!({"some": "thing"})),
         post().json(&json!({"tenantId": "no such id"})),
         post().body(""),
         post().body("no JSON"),
-        post().header("content-encoding", "gzip").body("no gzip"),
-        post().header("content-encoding", "zip").body("{}"),
         post().header("authorization", "Bearer somebody-elses-key").json(&json!({})),
         post().header("authorization", "Basic dXNlcjpwYXNz").json(&json!({})),
         post().header("content-type", "multipart/form-data; boundary=x").body("--x\r\n\r\n\0\r\n--x--"),
-        post().body(large()),
-        post().chunked([large()]),
+    ]
+}
+
+/// The same, where a body that can't be read could have named somebody.
+fn unreadable(path: &str) -> Vec<(u16, RequestText)> {
+    let post = || request("POST", path);
+    let large = || format!("{{\"texts\": [\"{}\"]}}", "x".repeat(9 << 20));
+    vec![
+        (400, post().body("{'tenantId': 'tn_one'}")),
+        (415, post().header("content-encoding", "gzip").body("no gzip")),
+        (415, post().header("content-encoding", "zip").body("{}")),
+        (413, post().body(large())),
+        (413, post().chunked([large()])),
     ]
 }
 
@@ -53,9 +61,7 @@ async fn a_call_that_names_no_tenant_passes_as_it_came_and_leaves_nothing() {
             let seen = upstream.requests().pop().unwrap();
             assert!(seen.complete && seen.target() == path, "{path}, call {place}");
             let end = sent.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-            let chunked = seen.header("transfer-encoding").is_some();
-            assert!(chunked || seen.body == sent[end..], "{path}, call {place}: the same bytes");
-            assert!(!chunked || seen.body.len() > 9 << 20, "{path}, call {place}: all of them");
+            assert!(seen.body == sent[end..], "{path}, call {place}: the same bytes");
         }
     }
     gateway.stop().await;
@@ -63,6 +69,26 @@ async fn a_call_that_names_no_tenant_passes_as_it_came_and_leaves_nothing() {
     // What the gateway says of itself, after a while without an aggregation, is not of these calls.
     audits.retain(|event| event["event_type"] != "alert_raised");
     assert_eq!((usage(&database).await, audits), (Vec::<Value>::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_call_that_could_name_a_tenant_where_it_cannot_be_read_does_not_pass() {
+    let upstream = Upstream::answering(|_| answer(418).json(&json!({"their": "own"}))).await;
+    let database = shared().migrated();
+    let sources = "[{ json = \"/tenantId\" }]";
+    let gateway = crate::harness::gateway(&upstream, &database).sources(sources).start().await;
+    for path in ["/api/widget/session", "/api/embed-batch", "/api/trial/branding", "/api/trial/kb/manual"] {
+        for (status, call) in unreadable(path) {
+            assert_eq!(gateway.ask(call.bytes()).await.status, status, "{path}");
+        }
+    }
+    assert!(upstream.requests().is_empty());
+    for path in ["/api/trial/start", "/api/trial/kb/upload", "/api/admin/trials/not%20an%20id/upgrade"] {
+        for (_, call) in unreadable(path) {
+            assert_eq!(gateway.ask(call.bytes()).await.status, 418, "{path}: no body names a tenant there");
+        }
+    }
+    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -79,10 +105,10 @@ async fn a_trial_can_begin_with_any_body_and_any_token() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_to_inspect_is_metered_unread_where_its_token_names_the_tenant() {
+async fn a_body_that_is_too_large_to_inspect_is_charged_the_worst_where_its_token_names_the_tenant() {
     let upstream = Upstream::answering(|_| answer(200).json(&json!({"embeddings": []}))).await;
     let database = shared().migrated();
-    let gateway = shipped(&upstream, &database, "").await;
+    let gateway = shipped(&upstream, &database, "[plans.trial]\nembeddings_per_day = 1500\n").await;
     let body = format!("{{\"texts\": [\"{}\"]}}", "x".repeat(9 << 20));
     let bearer = format!("Bearer {}", token("tn_large", None));
     let asked = request("POST", "/api/embed-batch").header("authorization", &bearer).chunked([&body]);
@@ -92,7 +118,7 @@ async fn a_body_that_is_too_large_to_inspect_is_metered_unread_where_its_token_n
     let row = &usage(&database).await[0];
     assert_eq!(
         (&row["tenant_id"], &row["embeddings"], &row["metadata"]["request_unread"]),
-        (&json!("tn_large"), &json!(1), &json!("body_too_large"))
+        (&json!("tn_large"), &json!(1000), &json!("body_too_large"))
     );
 }
 

@@ -1,0 +1,155 @@
+//! Bearer tokens: who they say is calling, and whether one that is not believed is ours all the same.
+
+use http::header::{self, HeaderMap, HeaderValue};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde_json::{Map, Value};
+
+use super::audit::Bearer;
+use super::config::JwtKey;
+use crate::model::tenant::TenantId;
+
+/// Clocks of token issuers may differ from ours by so many seconds.
+const JWT_LEEWAY_SECONDS: u64 = 30;
+
+/// Tokens of a request whose signature is compared, to see whether one is ours. Who shows more is taken to hide one.
+const MAX_TOKENS_LOOKED_AT: usize = 8;
+
+/// A token that is shown and not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unbelieved {
+    /// Nothing says that it is one of ours.
+    Foreign,
+    /// Its signature is by our key: expired, shown twice, or with what we don't understand.
+    Ours,
+}
+
+/// Verifies bearer tokens.
+pub(crate) struct Verifier {
+    claim: String,
+    /// `None`: the secret is not set, so no token can be believed.
+    key: Option<DecodingKey>,
+    /// The algorithms by which a service with the same key could believe a token.
+    family: &'static [Algorithm],
+    validation: Validation,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Verifier({})", self.claim)
+    }
+}
+
+fn is_bearer(credentials: &str) -> bool {
+    credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+}
+
+/// The algorithms that take the key of `algorithm`.
+fn family(algorithm: Algorithm) -> &'static [Algorithm] {
+    match algorithm {
+        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
+            &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
+        }
+        Algorithm::RS256 => &[
+            Algorithm::RS256,
+            Algorithm::RS384,
+            Algorithm::RS512,
+            Algorithm::PS256,
+            Algorithm::PS384,
+            Algorithm::PS512,
+        ],
+        _ => &[Algorithm::ES256],
+    }
+}
+
+impl Verifier {
+    /// Verifies tokens by `key`, whose `claim` names the tenant. An error is one sentence.
+    pub(crate) fn new(claim: &str, key: &JwtKey) -> Result<Self, String> {
+        let (key, algorithm) = match key {
+            JwtKey::Hs256 { secret, .. } => {
+                (secret.as_ref().map(|secret| DecodingKey::from_secret(secret.as_bytes())), Algorithm::HS256)
+            }
+            JwtKey::Pem { file, pem, algorithm } => {
+                let key = match algorithm {
+                    Algorithm::RS256 => DecodingKey::from_rsa_pem(pem),
+                    Algorithm::ES256 => DecodingKey::from_ec_pem(pem),
+                    other => {
+                        return Err(format!(
+                            "tenant source jwt: {other:?} is not supported: use RS256 or ES256"
+                        ));
+                    }
+                };
+                (
+                    Some(
+                        key.map_err(|error| format!("tenant source jwt: {file} holds no such key: {error}"))?,
+                    ),
+                    *algorithm,
+                )
+            }
+        };
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = JWT_LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        validation.validate_aud = false;
+        Ok(Verifier { claim: claim.to_owned(), key, family: family(algorithm), validation })
+    }
+
+    /// The tenant of the request's bearer token; `None` when it has none.
+    pub(crate) fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
+        match self.shown(headers) {
+            Err(Unbelieved::Foreign) | Ok(None) if self.has_ours(headers) => Err(Unbelieved::Ours),
+            shown => shown,
+        }
+    }
+
+    /// Whether a token of ours stands anywhere among the credentials, whatever is wrong with it or around it: its
+    /// signature is by our key. A service may go by another line, part or scheme than we do, or take a token that we refuse.
+    fn has_ours(&self, headers: &HeaderMap) -> bool {
+        let Some(key) = &self.key else { return false };
+        let lines = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let words = lines.flat_map(|line| line.split(|byte| b" \t,;\"=".contains(byte)));
+        let tokens = words.filter_map(|word| std::str::from_utf8(word).ok());
+        let mut tokens =
+            tokens.filter_map(|word| word.rsplit_once('.').filter(|(head, _)| head.contains('.')));
+        let is_ours = |(message, signature): (&str, &str)| {
+            // By the algorithm that its head names; one whose head only other parsers can read, by any.
+            let named = jsonwebtoken::decode_header(format!("{message}.{signature}")).map(|head| head.alg);
+            let by_our_key = |algorithm: &&Algorithm| {
+                named.as_ref().map_or(true, |named| named == *algorithm)
+                    && jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, **algorithm)
+                        .unwrap_or(false)
+            };
+            self.family.iter().any(|algorithm| by_our_key(&algorithm))
+        };
+        tokens.by_ref().take(MAX_TOKENS_LOOKED_AT).any(is_ours) || tokens.next().is_some()
+    }
+
+    fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        let invalid = Unbelieved::Foreign;
+        if values.next().is_some() {
+            return Err(invalid);
+        }
+        let Ok(value) = value.to_str() else { return Err(invalid) };
+        let Some((scheme, token)) = value.trim().split_once(' ') else { return Err(invalid) };
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            // Two credentials in one line: which of them the service behind goes by is not for us to guess.
+            let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
+            return if joined { Err(invalid) } else { Ok(None) };
+        }
+        let Some(key) = &self.key else { return Err(invalid) };
+        let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
+        let Ok(claims) = claims else { return Err(invalid) };
+        // What is critical to its issuer is nothing that we know of (RFC 7515, section 4.1.11).
+        if claims.header.crit.is_some() {
+            return Err(invalid);
+        }
+        let mut claims = claims.claims;
+        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
+        let subject = match claims.remove("sub") {
+            Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
+            _ => None,
+        };
+        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
+    }
+}

@@ -1,0 +1,238 @@
+//! What we can't parse, the service can: a known tenant never gets for less what it spoils for us, and nobody passes whom
+//! the part that we can't read could name.
+
+use serde_json::{Value, json};
+
+use super::identity::{SECRET, bearer, claims, hs256, session_source, token, told};
+use crate::harness::{RequestText, TestGateway, Upstream, answer, batch_answer, gateway, request};
+use crate::postgres::{Database, shared};
+
+/// A chat, and a route for embeddings that lets pass who names nobody.
+const ROUTES: &str = "
+[plans.trial]
+tokens_per_day = \"unlimited\"
+chat_messages_per_day = 5000
+embeddings_per_day = 4500
+[[routes]]
+path = \"/chat\"
+event = \"chat_message\"
+[[routes]]
+path = \"/embed\"
+event = \"embedding\"
+unidentified = \"pass\"
+max_body_bytes = \"64KiB\"
+[[routes]]
+path = \"/embed-20\"
+event = \"embedding\"
+unread_items = 20
+";
+
+async fn open() -> (Upstream, Database<'static>, TestGateway) {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    database.rows(
+        "CREATE TABLE chat_sessions (session_id text PRIMARY KEY, tenant_id text);
+         CREATE TABLE trial_tenants (tenant_id text PRIMARY KEY, plan_upgraded_to text);
+         INSERT INTO chat_sessions VALUES ('s-one', 'tn_one'), ('s-two', 'tn_two')",
+    );
+    let running = gateway(&upstream, &database)
+        .sources(&format!("[{}, {}]", hs256(), session_source()))
+        .config(ROUTES)
+        .env("TEST_JWT_SECRET", SECRET)
+        .start()
+        .await;
+    (upstream, database, running)
+}
+
+fn ours() -> String {
+    token(&claims("tn_one", 3600))
+}
+
+fn known(path: &str, body: impl AsRef<[u8]>) -> RequestText {
+    bearer(request("POST", path).body(body), &ours())
+}
+
+/// A chat of nine messages with `more` beside them.
+fn nine(more: &str) -> String {
+    format!("{{\"messages\": {}{more}}}", Value::from(vec![json!({"query": "q"}); 9]))
+}
+
+/// The same of a text in UTF-16.
+fn utf16(text: &str) -> Vec<u8> {
+    text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
+/// A column of the usage rows, in their order.
+async fn counted(database: &Database<'_>, gateway: TestGateway, column: &str) -> Vec<String> {
+    gateway.stop().await;
+    let query =
+        format!("SELECT {column}::text FROM tenant_usage_realtime ORDER BY event_timestamp, entry_id");
+    database.rows(&query).into_iter().map(|mut row| row.remove(0)).collect()
+}
+
+#[tokio::test]
+async fn what_services_read_is_read_and_charged_in_full() {
+    let (upstream, database, gateway) = open().await;
+    let deep = format!(", \"x\": {}{}", "[".repeat(130), "]".repeat(130));
+    let bodies: Vec<Vec<u8>> = vec![
+        nine(", \"x\": \"\\ud800\"").into(),
+        nine(", \"x\": 1e999").into(),
+        nine(", \"x\": NaN").into(),
+        nine(&deep).into(),
+        nine(", \"x\": \"?\"").bytes().map(|byte| if byte == b'?' { 0xe4 } else { byte }).collect(),
+        format!("\u{feff}{}", nine("")).into(),
+        utf16(&format!("\u{feff}{}", nine(""))),
+        utf16(&nine("")),
+    ];
+    for body in &bodies {
+        assert_eq!(gateway.ask(known("/chat", body)).await.status, 200, "{}", String::from_utf8_lossy(body));
+    }
+    let seen: Vec<_> = upstream.requests().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(seen, bodies, "the service gets it as it came");
+    assert_eq!(counted(&database, gateway, "chat_messages").await, ["9"; 8]);
+}
+
+#[tokio::test]
+async fn a_session_is_found_however_its_body_is_spoilt() {
+    let (_upstream, database, gateway) = open().await;
+    let body = "{\"sessionId\": \"s-one\", \"message\": \"\\ud800\", \"n\": 1e999}";
+    for body in [body.as_bytes().to_vec(), utf16(body), format!("\u{feff}{body}").into()] {
+        assert_eq!(gateway.ask(request("POST", "/chat").body(&body)).await.status, 200);
+        assert_eq!(gateway.ask(request("POST", "/embed").body(&body)).await.status, 200);
+    }
+    assert_eq!(
+        counted(&database, gateway, "tenant_id").await,
+        ["tn_one"; 6],
+        "on the route that lets pass too"
+    );
+}
+
+#[tokio::test]
+async fn keys_in_another_case_are_read_as_a_service_that_does_not_tell_it_reads_them() {
+    let (_upstream, database, gateway) = open().await;
+    let one = "[{\"query\": \"q\"}]";
+    let three = "[{\"Query\": \"q\"}, {\"Query\": \"q\"}, {\"Query\": \"q\"}]";
+    for body in [
+        format!("{{\"Messages\": {three}}}"),
+        format!("{{\"MESSAGES\": {three}, \"messages\": {one}}}"),
+        format!("{{\"messages\": {one}, \"Messages\": {three}}}"),
+        format!("{{\"me\u{17f}sages\": {three}}}"),
+    ] {
+        assert_eq!(gateway.ask(known("/chat", &body)).await.status, 200, "{body}");
+    }
+    let session = "{\"SessionId\": \"s-one\", \"message\": \"hi\"}";
+    assert_eq!(gateway.ask(request("POST", "/chat").body(session)).await.status, 200);
+    let twice =
+        |first: &str, second: &str| format!("{{\"sessionId\": \"{first}\", \"SESSIONID\": \"{second}\"}}");
+    assert_eq!(gateway.ask(request("POST", "/chat").body(twice("s-one", "s-one"))).await.status, 200);
+    for (first, second) in [("s-one", "s-two"), ("s-two", "s-one")] {
+        let refused = gateway.ask(request("POST", "/chat").body(twice(first, second))).await;
+        assert_eq!(told(&refused), (400, "tenant_unidentified".to_owned()), "{first} {second}");
+        let refused = gateway.ask(request("POST", "/embed").body(twice(first, second))).await;
+        assert_eq!(told(&refused), (400, "tenant_unidentified".to_owned()), "{first} {second}");
+    }
+    let expected = ["3", "3", "3", "3", "1", "1"];
+    assert_eq!(counted(&database, gateway, "chat_messages").await, expected);
+}
+
+/// Bodies that some parser may take, and ours does not.
+const UNREADABLE: [&str; 5] =
+    ["{'texts': ['a', 'b']}", "// a\n{\"texts\": []}", "{\"texts\": [],}", "{\"texts\": []} {}", ")]}'\n{}"];
+
+#[tokio::test]
+async fn a_known_tenant_is_refused_or_charged_the_worst_for_what_cannot_be_read() {
+    let (upstream, database, gateway) = open().await;
+    let large = format!("{{\"texts\": [\"{}\"]}}", "x".repeat(100_000));
+    for body in UNREADABLE.into_iter().chain(["texts=a&texts=b"]) {
+        assert_eq!(
+            told(&gateway.ask(known("/chat", body)).await),
+            (400, "body_unreadable".to_owned()),
+            "{body}"
+        );
+    }
+    assert!(upstream.requests().is_empty());
+    for body in [UNREADABLE[0], "texts=a&texts=b", &large] {
+        assert_eq!(gateway.ask(known("/embed", body)).await.status, 200, "{body}");
+    }
+    assert_eq!(gateway.ask(known("/embed", "{}").header("content-encoding", "zip")).await.status, 200);
+    assert_eq!(gateway.ask(known("/embed", &large)).await.status, 429, "what is left is less than the worst");
+    assert_eq!(gateway.ask(known("/embed-20", UNREADABLE[0])).await.status, 200);
+    assert_eq!(gateway.ask(known("/embed-20", "")).await.status, 200, "nothing is nothing to be read");
+    gateway.stop().await;
+    let rows = database.rows(
+        "SELECT embeddings::text, metadata->>'request_unread' FROM tenant_usage_realtime
+          WHERE api_status_code = 200 ORDER BY event_timestamp, entry_id",
+    );
+    let expected = [
+        ["1000", "not_json"],
+        ["1000", "not_json"],
+        ["1000", "body_too_large"],
+        ["1000", "unsupported_encoding"],
+        ["20", "not_json"],
+        ["1", ""],
+    ];
+    assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn nobody_passes_whom_a_body_that_cannot_be_read_could_name() {
+    let (upstream, database, gateway) = open().await;
+    let large = format!("{{\"sessionId\": \"s-one\", \"x\": \"{}\"}}", "x".repeat(100_000));
+    let asked = |body: &str| request("POST", "/embed").body(body);
+    for body in UNREADABLE {
+        assert_eq!(told(&gateway.ask(asked(body)).await), (400, "body_unreadable".to_owned()), "{body}");
+    }
+    assert_eq!(told(&gateway.ask(asked(&large)).await), (413, "body_too_large".to_owned()));
+    let zipped = asked("{}").header("content-encoding", "zip");
+    assert_eq!(told(&gateway.ask(zipped).await), (415, "unsupported_encoding".to_owned()));
+    assert!(upstream.requests().is_empty());
+    for body in ["", "{}", "texts=a", "--x\r\n\r\nsessionId\r\n--x--"] {
+        assert_eq!(gateway.ask(asked(body)).await.status, 200, "{body}");
+    }
+    super::no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
+    let (upstream, database, gateway) = open().await;
+    let expired = token(&claims("tn_one", -3600));
+    let hs512 = {
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS512);
+        jsonwebtoken::encode(&header, &claims("tn_one", 3600), &key).expect("a token")
+    };
+    let embed = || request("POST", "/embed").body("{\"texts\": [\"a\", \"b\"]}");
+    let shown = |value: &str| embed().header("authorization", value);
+    let good = ours();
+    for (name, asked) in [
+        ("twice", bearer(bearer(embed(), &good), &good)),
+        ("beside another", bearer(shown("Basic YTpi"), &good)),
+        ("before another", bearer(embed(), &good).header("authorization", "Bearer none-of-yours")),
+        ("in one line with another", shown(&format!("Bearer none-of-yours, Bearer {good}"))),
+        ("expired", bearer(embed(), &expired)),
+        ("by another algorithm", bearer(embed(), &hs512)),
+        ("under another scheme", shown(&format!("Token {good}"))),
+        ("without a scheme", shown(&good)),
+        ("after a tab", shown(&format!("Bearer\t{good}"))),
+        ("with padding", bearer(embed(), &format!("{good}="))),
+        ("among many", shown(&format!("Bearer {}{good}", "a.b.c,".repeat(20)))),
+    ] {
+        assert_eq!(told(&gateway.ask(asked).await), (401, "token_invalid".to_owned()), "{name}");
+    }
+    assert!(upstream.requests().is_empty());
+    for other in ["Bearer none-of-yours", "Bearer a.b.c", "Basic YTpi"] {
+        assert_eq!(gateway.ask(shown(other)).await.status, 200, "{other}");
+    }
+    super::no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_parameter_in_another_case_names_the_tenant_too_and_two_name_none() {
+    let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
+    let database = shared().database();
+    let gateway = gateway(&upstream, &database).sources("[{ query = \"tenantId\" }]").start().await;
+    let at = |query: &str| request("POST", &format!("/api/widget/chat?{query}")).body("{}");
+    assert_eq!(gateway.ask(at("TenantId=tn_one")).await.status, 200);
+    assert_eq!(gateway.ask(at("tenantId=tn_one&TENANTID=tn_two")).await.status, 400);
+    assert_eq!(counted(&database, gateway, "tenant_id").await, ["tn_one"]);
+}
