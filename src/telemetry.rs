@@ -51,6 +51,10 @@ pub struct Metrics {
     pub connections_refused: Counter,
     /// Requests that are not HTTP as it should be: answered 4xx by us, nothing forwarded.
     pub bad_requests: Counter,
+    /// Bytes of requests held now: heads, bodies that are inspected, and the texts taken from them.
+    pub buffered_bytes: Gauge,
+    /// Requests refused because there was no room for their bytes, by `what`: head, body, inspection.
+    pub buffer_refusals: Family<Label, Counter>,
     /// Requests passed through unmetered.
     pub passed_through: Counter,
     /// Metered requests, by `outcome`.
@@ -177,6 +181,13 @@ impl Metrics {
                 Counter::default(),
             ),
             bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
+            buffered_bytes: add(r, "buffered_bytes", "Bytes of requests held", Gauge::default()),
+            buffer_refusals: add(
+                r,
+                "buffer_refusals",
+                "Requests refused for want of room for their bytes, by what there was no room for",
+                Family::default(),
+            ),
             passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),
             requests: add(r, "requests", "Metered requests by outcome", Family::default()),
             refusals: add(r, "refusals", "Requests refused for quota, by dimension", Family::default()),

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Budget;
 use super::config::{IdentifyConfig, RouteConfig, ServerConfig, UpstreamConfig};
 use super::drain::Drains;
 use super::identify::Rules;
@@ -137,6 +138,8 @@ pub struct Core {
     pub refusing: AtomicBool,
     /// Set once the drain limit has run out: what is dropped from then on was cut by us.
     pub cutting: AtomicBool,
+    /// Room for the bytes of requests.
+    pub budget: Arc<Budget>,
     /// Room for answers that are read on after their clients left.
     pub drains: Drains,
     /// Settlements that outlive their connection. Closed and waited for at the stop.

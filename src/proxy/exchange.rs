@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
 use super::audit::{self, Trail};
-use super::body::{Body, ClientFault, RequestBody};
+use super::body::{Body, BodyWatch, RequestBody};
+use super::budget::Share;
 use super::charging;
 use super::config::Enforce;
 use super::core::{Core, Policy};
@@ -18,15 +20,15 @@ use super::departure::Departure;
 use super::draining::Call;
 use super::failure::{Failure, Side};
 use super::headers::{Caller, X_REQUEST_ID, narrow_accept_encoding};
-use super::identify::{Evidence, Identity, Rejection, Tenancy};
-use super::inspect::{self, ReadBody};
+use super::identify::{Evidence, Identity, Rejection, Tenancy, Token};
+use super::inspect::{ReadBody, Reader};
 use super::passing::{clean, pass, prepare};
 use super::reply::{expose_added, set_rate_limits};
 use super::route::Route;
 use super::settlement::{Arrival, Settlement, Subject};
 use super::tap::tap;
 use super::upstream::Upstream;
-use crate::meter::{self, Inspected};
+use crate::meter::Inspected;
 use crate::model::event::{Outcome, Record};
 use crate::record::Hub;
 
@@ -42,18 +44,40 @@ pub(crate) struct Exchange<'a> {
     /// The segments of its path that the route has names for.
     pub(crate) segments: Vec<String>,
     pub(crate) caller: Caller,
+    /// The memory of its client address.
+    pub(crate) share: Arc<Share>,
     /// Its `x-request-id`.
     pub(crate) id: HeaderValue,
     pub(crate) arrival: Arrival,
 }
 
+/// What is known of who is calling before the body is read.
+enum Early {
+    /// All that there is to know.
+    Named(Tenancy),
+    /// The token, which verifies, if there is one.
+    Token(Option<Token>),
+}
+
 impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
     pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
-        let idle = self.core.upstream.idle_timeout;
-        let read = inspect::read(&head.headers, body, &self.route.config, idle).await?;
-        let inspected = self.inspect(&read);
-        let tenancy = match self.identify(&head, inspected.as_ref()).await {
+        let early = self.identify_early(&head).await;
+        if let Err(rejection) = &early
+            && !self.route.lets_pass(rejection)
+        {
+            return Err(self.reject(rejection, &head, None));
+        }
+        let (core, policy, route) = (self.core, &self.policy, &self.route);
+        let reader = Reader { core, policy, route, share: &self.share };
+        let mut read = reader.read(&head.headers, body).await?;
+        let inspected = read.inspected.take();
+        let tenancy = match early {
+            Ok(Early::Named(tenancy)) => Ok(tenancy),
+            Ok(Early::Token(token)) => self.identify(&head, token, inspected.as_ref()).await,
+            Err(rejection) => Err(rejection),
+        };
+        let tenancy = match tenancy {
             Ok(tenancy) => tenancy,
             Err(rejection) if self.route.lets_pass(&rejection) => {
                 return self.pass_unmetered(head, read).await;
@@ -68,7 +92,7 @@ impl Exchange<'_> {
             Tenancy::InAnswer => None,
         };
 
-        let subject = self.subject(&head, tenancy, inspected, &read);
+        let subject = self.subject(&head, tenancy, inspected, &mut read);
         let mut settlement = Settlement::open(
             self.core.clone(),
             self.hub.clone(),
@@ -96,7 +120,7 @@ impl Exchange<'_> {
             narrow_accept_encoding(request.headers_mut());
         }
         let departure = settlement.calling();
-        let (answer, settlement) = self.call(request, read.fault, departure, settlement).await?;
+        let (answer, settlement) = self.call(request, read.watch, departure, settlement).await?;
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
@@ -121,15 +145,15 @@ impl Exchange<'_> {
     async fn call(
         &self,
         request: Request<RequestBody>,
-        fault: Option<ClientFault>,
+        watch: Option<BodyWatch>,
         departure: Departure,
         settlement: Settlement,
     ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
         if settlement.drain().is_none() {
-            return Ok((self.upstream.send_watched(request, fault, &departure).await, settlement));
+            return Ok((self.upstream.send(request, watch, &departure).await, settlement));
         }
         let upstream = self.upstream.clone();
-        let sending = Box::pin(async move { upstream.send_watched(request, fault, &departure).await });
+        let sending = Box::pin(async move { upstream.send(request, watch, &departure).await });
         Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
@@ -150,14 +174,24 @@ impl Exchange<'_> {
         Ok(Response::from_parts(answer, body.into()))
     }
 
-    fn inspect(&self, read: &ReadBody) -> Option<Inspected> {
-        let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
-        let plain = read.plain.as_ref()?;
-        meter::inspect(&self.route.format, &self.policy.meter, plain, &pointers).ok()
+    /// Who is calling, as far as that is known before the body is read: who shows a false token, or nothing where the
+    /// body can't name anybody, is not read.
+    async fn identify_early(&self, head: &Parts) -> Result<Early, Rejection> {
+        let sources = &self.route.sources;
+        match sources.reads_body() {
+            true => Ok(Early::Token(sources.token(&head.headers)?)),
+            false => Ok(Early::Named(self.identify(head, None, None).await?)),
+        }
     }
 
-    async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Tenancy, Rejection> {
+    async fn identify(
+        &self,
+        head: &Parts,
+        token: Option<Token>,
+        inspected: Option<&Inspected>,
+    ) -> Result<Tenancy, Rejection> {
         let evidence = Evidence {
+            token,
             headers: &head.headers,
             target: &head.uri,
             peer: self.caller.peer,
@@ -170,7 +204,7 @@ impl Exchange<'_> {
     async fn pass_unmetered(&self, head: Parts, read: ReadBody) -> Result<Response<Body>, Failure> {
         self.core.metrics.passed_through.inc();
         let request = forwarded(head, read.forward, &self.policy);
-        pass(self.upstream, &self.policy, request, read.fault, self.core.upstream.idle_timeout).await
+        pass(self.upstream, &self.policy, request, read.watch, self.core.upstream.idle_timeout).await
     }
 
     /// A request that names no tenant leaves no usage row; one whose token contradicts its session leaves an audit event.
@@ -203,17 +237,12 @@ impl Exchange<'_> {
         head: &Parts,
         tenancy: Tenancy,
         inspected: Option<Inspected>,
-        read: &ReadBody,
+        read: &mut ReadBody,
     ) -> Subject {
         let (tenant, provisional, bearer) = match tenancy {
             Tenancy::Known(Identity { tenant, provisional, bearer }) => (Some(tenant), provisional, bearer),
             Tenancy::InAnswer => (None, false, None),
         };
-        let values = match (self.route.audit.request(), &read.plain) {
-            (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
-            _ => Vec::new(),
-        };
-        let not_json = inspected.is_none() && read.plain.as_ref().is_some_and(|plain| !plain.is_empty());
         let inspected = inspected.unwrap_or_default();
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
@@ -222,9 +251,10 @@ impl Exchange<'_> {
             provisional,
             bearer,
             segments: std::mem::take(&mut self.segments),
-            values,
+            values: std::mem::take(&mut read.values),
             content_length,
-            unread: read.unread.or(not_json.then_some("not_json")),
+            unread: read.unread,
+            held: read.held.take(),
             only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),
@@ -243,6 +273,10 @@ fn text(head: &Parts, name: header::HeaderName) -> Option<&str> {
 
 /// The request for the upstream.
 fn forwarded(mut head: Parts, body: RequestBody, policy: &Policy) -> Request<RequestBody> {
+    if head.headers.contains_key(header::TRANSFER_ENCODING) && body.is_end_stream() {
+        // It came in chunks and is empty: still a body, not none.
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    }
     prepare(&mut head.headers, policy.rules.tenant_headers());
     Request::from_parts(head, body)
 }

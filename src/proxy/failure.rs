@@ -19,6 +19,8 @@ pub(crate) enum Side {
 pub(crate) enum Failure {
     /// Not HTTP as it should be.
     Malformed(&'static str),
+    /// A `Transfer-Encoding` other than chunked.
+    UnknownTransferCoding,
     /// CONNECT or TRACE.
     MethodRefused,
     /// The body broke off, or its framing is wrong.
@@ -41,19 +43,25 @@ pub(crate) enum Failure {
     OverQuota(Box<Refusal>),
     /// No connection to the upstream, or it broke before an answer.
     UpstreamUnreachable,
+    /// The upstream's answer is not HTTP as it should be, and why.
+    UpstreamInvalid(&'static str),
     /// The upstream took too long to answer.
     UpstreamTimeout,
     /// The gateway is stopping.
     Draining,
     /// Quotas can't be checked, and the config says to refuse then.
     QuotaUnavailable,
+    /// No memory was had for the request for too long.
+    Overloaded,
 }
 
 impl Failure {
     pub(crate) fn side(&self) -> Side {
         match self {
-            Failure::UpstreamUnreachable | Failure::UpstreamTimeout => Side::Upstream,
-            Failure::Draining | Failure::QuotaUnavailable => Side::Us,
+            Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) | Failure::UpstreamTimeout => {
+                Side::Upstream
+            }
+            Failure::Draining | Failure::QuotaUnavailable | Failure::Overloaded => Side::Us,
             _ => Side::Client,
         }
     }
@@ -63,6 +71,7 @@ impl Failure {
             Failure::Malformed(_) | Failure::BodyBroken | Failure::TenantUnidentified(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Failure::UnknownTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Failure::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -71,9 +80,11 @@ impl Failure {
             // Not 429: no waiting and no other plan helps, and a widget must not be told to try again.
             Failure::TenantMismatch | Failure::TenantBlocked => StatusCode::FORBIDDEN,
             Failure::OverQuota(_) => StatusCode::TOO_MANY_REQUESTS,
-            Failure::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) => StatusCode::BAD_GATEWAY,
             Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Failure::Draining | Failure::QuotaUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Draining | Failure::QuotaUnavailable | Failure::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -81,6 +92,7 @@ impl Failure {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Failure::Malformed(_) => "bad_request",
+            Failure::UnknownTransferCoding => "unknown_transfer_coding",
             Failure::MethodRefused => "method_not_allowed",
             Failure::BodyBroken => "body_incomplete",
             Failure::BodyTimeout => "body_timeout",
@@ -97,9 +109,11 @@ impl Failure {
             }
             Failure::OverQuota(_) => "quota_exceeded",
             Failure::UpstreamUnreachable => "upstream_unreachable",
+            Failure::UpstreamInvalid(_) => "upstream_invalid",
             Failure::UpstreamTimeout => "upstream_timeout",
             Failure::Draining => "draining",
             Failure::QuotaUnavailable => "quota_unavailable",
+            Failure::Overloaded => "overloaded",
         }
     }
 
@@ -107,6 +121,10 @@ impl Failure {
     pub(crate) fn message(&self) -> String {
         match self {
             Failure::Malformed(why) => format!("Bad request: {why}."),
+            Failure::UnknownTransferCoding => {
+                "The request body's Transfer-Encoding is not supported: send it as chunked, or with a length."
+                    .into()
+            }
             Failure::MethodRefused => "This method is not allowed here.".into(),
             Failure::BodyBroken => "The request body ended before it was complete.".into(),
             Failure::BodyTimeout => "The request body took too long to arrive.".into(),
@@ -122,8 +140,10 @@ impl Failure {
             Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded".into(),
             Failure::OverQuota(_) => "Quota exceeded. Please upgrade your plan.".into(),
             Failure::UpstreamUnreachable => "The service could not be reached. Please try again.".into(),
+            Failure::UpstreamInvalid(_) => "The service gave an answer that is not valid. Please try again.".into(),
             Failure::UpstreamTimeout => "The service took too long to answer. Please try again.".into(),
             Failure::Draining => "The gateway is restarting. Please try again.".into(),
+            Failure::Overloaded => "Too much is being sent at once. Please try again.".into(),
             Failure::QuotaUnavailable => "Quotas can't be checked right now. Please try again.".into(),
         }
     }
@@ -136,7 +156,9 @@ impl Failure {
             Failure::BodyBroken
                 | Failure::BodyTimeout
                 | Failure::BodyTooLarge { .. }
+                | Failure::Overloaded
                 | Failure::Malformed(_)
+                | Failure::UnknownTransferCoding
                 | Failure::MethodRefused
         )
     }

@@ -16,7 +16,9 @@
 
 mod audit;
 mod body;
+mod budget;
 mod charging;
+mod collect;
 mod config;
 mod core;
 mod cut;
@@ -44,6 +46,7 @@ mod tap;
 mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
+pub use self::budget::Budget;
 pub use self::config::{
     BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, ModelConfig, PathMatch, RouteConfig,
     ServerConfig, SourceConfig, UpstreamConfig,

@@ -6,8 +6,9 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::body::{Body, ClientFault, RequestBody};
+use super::body::{Body, BodyWatch, RequestBody};
 use super::core::Policy;
+use super::departure::Departure;
 use super::failure::Failure;
 use super::headers::{remove_hop_by_hop, restrict_trailers};
 use super::pause::Idle;
@@ -18,7 +19,7 @@ pub(crate) async fn pass(
     upstream: &Upstream,
     policy: &Policy,
     mut request: Request<RequestBody>,
-    fault: Option<ClientFault>,
+    watch: Option<BodyWatch>,
     idle: std::time::Duration,
 ) -> Result<Response<Body>, Failure> {
     let upgrade = upgrade_asked(request.headers()).map(|protocol| {
@@ -30,7 +31,7 @@ pub(crate) async fn pass(
         request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(header::UPGRADE, protocol.clone());
     }
-    let response = upstream.send(request, fault).await?;
+    let response = upstream.send(request, watch, &Departure::default()).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match upgrade {
             Some((_, Some(client))) => Ok(switch(response, client)),

@@ -33,6 +33,16 @@ use crate::telemetry::bump;
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4); no HTTP/1 method begins so.
 const H2_PREFACE: &[u8; 4] = b"PRI ";
 
+/// What a stream of HTTP/2 may send, and is sent, that the other side has not taken yet.
+const STREAM_WINDOW: u32 = 64 << 10;
+
+/// The same of all streams of a connection: what nobody reads (its request waits for memory, or the service for time)
+/// leaves room for the others.
+const CONNECTION_WINDOW: u32 = 512 << 10;
+
+/// Streams of a connection at once.
+const MAX_STREAMS: u32 = 100;
+
 /// A worker's view of the gateway.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -74,7 +84,11 @@ impl Worker {
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(server.header_timeout);
+            .keep_alive_interval(server.header_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(STREAM_WINDOW as usize);
         let hub = Hub::new(core.recorder.clone());
         Ok(Self { core, hub, upstream, http1, http2 })
     }
@@ -141,6 +155,11 @@ impl Worker {
         take_host(&mut head.headers, &head.uri);
         let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
         let id = request_id(&mut head.headers);
+        let share = self.core.budget.share(caller.client);
+        let _head = match share.head(&head) {
+            Ok(taken) => taken,
+            Err(failure) => return self.reply(&failure, Some(id), head.headers.get(header::ORIGIN), None),
+        };
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
         let mut words = None;
@@ -149,7 +168,8 @@ impl Worker {
                 words = route.config.refusal.clone();
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
                 let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
-                Exchange { core, hub, upstream, policy, route, segments, caller, id: id.clone(), arrival }
+                let id = id.clone();
+                Exchange { core, hub, upstream, policy, route, segments, caller, share, id, arrival }
                     .run(head, body)
                     .await
             }
@@ -211,7 +231,8 @@ fn check_framing(headers: &header::HeaderMap) -> Result<(), Failure> {
     match (encodings.next(), encodings.next()) {
         (None, _) => Ok(()),
         (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Failure::Malformed("the Transfer-Encoding is not just chunked")),
+        // RFC 9112, section 6.1
+        _ => Err(Failure::UnknownTransferCoding),
     }
 }
 

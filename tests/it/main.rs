@@ -16,6 +16,7 @@ mod formats;
 mod gateway;
 mod harness;
 mod limits;
+mod memory;
 mod nginx;
 mod outages;
 mod overrides;
