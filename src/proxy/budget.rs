@@ -154,8 +154,9 @@ impl Share {
     pub(crate) fn head(self: &Arc<Self>, head: &Parts) -> Result<impl Send + Sync + use<>, Failure> {
         let lines = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + LINE);
         let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+        let bytes = (lines.sum::<usize>() + target).min(self.budget.share.0 / 2);
         let mut taken = Taken { permits: None, metrics: self.budget.metrics.clone() };
-        match taken.try_take(&self.small, &self.budget.small, lines.sum::<usize>() + target) {
+        match taken.try_take(&self.small, &self.budget.small, bytes) {
             true => Ok((taken, self.clone())),
             false => Err(self.budget.refuse("head")),
         }
@@ -176,9 +177,11 @@ impl Held {
     pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), Failure> {
         let share = self.share.clone();
         let budget = &share.budget;
-        let (small, large) = (bytes.min(SMALL).min(budget.share.0), bytes.saturating_sub(SMALL));
+        // Half of the room for small things: the other half has its head.
+        let beginning = SMALL.min(budget.share.0 / 2);
+        let (small, large) = (bytes.min(beginning), bytes.saturating_sub(beginning));
         if large > budget.share.1 {
-            return Err(Failure::BodyTooLarge { limit: budget.share.1 + SMALL });
+            return Err(Failure::BodyTooLarge { limit: budget.share.1 + beginning });
         }
         let mut patience = self.patience;
         let grown = self.small.take(&share.small, &budget.small, small, &mut patience).await

@@ -302,6 +302,13 @@ fn failure(error: &Error, watch: Option<BodyWatch>) -> Failure {
         return failure;
     }
     let why = causes(error).fold(error.to_string(), |why, cause| format!("{why}: {cause}"));
+    let garbled = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+    };
+    if causes(error).any(garbled) {
+        tracing::warn!(why, "an answer of the upstream is not valid and was not passed on");
+        return Failure::UpstreamInvalid("it is not HTTP");
+    }
     tracing::debug!(why, "the upstream did not answer");
     let timed_out = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::TimedOut)

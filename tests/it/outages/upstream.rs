@@ -93,7 +93,11 @@ async fn fault_34_garbage_instead_of_a_status_line_is_a_502() {
     {
         setup.upstream.answer_with(move |_| raw_then_close(garbage));
         let (response, row) = setup.chat(&format!("tn_garbage_{number}")).await;
-        assert_eq!(response.status, 502, "{garbage:?}");
+        assert_eq!(
+            (response.status, response.json()["code"].clone()),
+            (502, json!("upstream_invalid")),
+            "{garbage:?}"
+        );
         assert_eq!(core(&row), came_to("upstream_error", 502, 0, "none"), "{garbage:?}");
     }
     setup.stop().await;
@@ -362,7 +366,11 @@ async fn an_answer_of_doubtful_length_is_a_502() {
             .upstream
             .answer_with(move |_| raw_then_close(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{body}")));
         let (response, row) = setup.chat(&format!("tn_doubtful_{number}")).await;
-        assert_eq!(response.status, 502, "{framing:?}");
+        assert_eq!(
+            (response.status, response.json()["code"].clone()),
+            (502, json!("upstream_invalid")),
+            "{framing:?}"
+        );
         assert_eq!(core(&row), came_to("upstream_error", 502, 0, "none"), "{framing:?}");
         assert_eq!(setup.gateway.ask(request("GET", "/other")).await.status, 502, "{framing:?}");
     }
