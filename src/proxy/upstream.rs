@@ -352,3 +352,33 @@ fn tls(needed: bool) -> Result<rustls::ClientConfig, String> {
         .map_err(|error| format!("TLS can't be set up: {error}"))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_used_for_less_time_than_the_service_keeps_it() {
+        let kept = |hint: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                header::HeaderName::from_static("keep-alive"),
+                HeaderValue::from_static(hint),
+            )]);
+            kept_for(&headers).map(|kept| kept.as_millis())
+        };
+        for (hint, millis) in [
+            ("timeout=1", Some(500)),
+            ("timeout=2, max=100", Some(1000)),
+            ("max=5,Timeout=3", Some(2000)),
+            ("timeout=0", Some(0)),
+            // Node's default: the pool gives up first.
+            ("timeout=5", None),
+            ("timeout=75", None),
+            ("timeout=soon", None),
+            ("max=100", None),
+        ] {
+            assert_eq!(kept(hint), millis, "{hint}");
+        }
+        assert_eq!(kept_for(&HeaderMap::new()), None);
+    }
+}

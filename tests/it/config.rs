@@ -694,6 +694,15 @@ fn the_memory_for_requests_and_the_pace_of_bodies_are_read_and_checked() {
 }
 
 #[test]
+fn a_body_that_no_address_may_hold_is_warned_of() {
+    let route = |bytes: &str| {
+        let text = format!("[[routes]]\npath = \"/large\"\nmax_body_bytes = \"{bytes}\"\n");
+        load(&text).warnings().into_iter().filter(|warning| warning.contains("max_body_bytes")).count()
+    };
+    assert_eq!([route("48MiB"), route("60MiB")], [0, 1]);
+}
+
+#[test]
 fn a_name_for_via_is_a_token_or_a_host() {
     let via = |name: &str| File::with(&format!("[upstream]\nvia = \"{name}\"\n"));
     assert_eq!(load("").upstream.via, None);
