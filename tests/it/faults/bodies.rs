@@ -151,6 +151,19 @@ async fn a_malformed_body_of_a_get_is_the_clients_fault() {
 }
 
 #[tokio::test]
+async fn a_transfer_coding_other_than_chunks_is_a_501() {
+    let (upstream, database, gateway) = gate().await;
+    for coding in ["gzip, chunked", "x-mine, chunked"] {
+        assert_eq!(
+            refusal_of(&gateway, format!("{CHAT}transfer-encoding: {coding}\r\n\r\n0\r\n\r\n")).await,
+            501
+        );
+    }
+    assert_eq!(upstream.connections(), 0);
+    no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
 async fn what_has_no_body_is_given_none() {
     let (upstream, _database, gateway) = gate().await;
     for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
