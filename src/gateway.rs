@@ -54,7 +54,7 @@ pub use self::what_if::{Refusals, Replayed, WhatIf};
 use crate::admin;
 use crate::meter::Counter;
 use crate::model::event::Record;
-use crate::proxy::{self, Core, Drains, Listener, Proxy, Strangers};
+use crate::proxy::{self, Budget, Core, Drains, Listener, Proxy, Strangers};
 use crate::quota::{Enforcer, Overrides};
 use crate::record::{Journal, create_private_dir, write_private};
 use crate::settings::Settings;
@@ -73,6 +73,9 @@ const LOOK_UP: Duration = Duration::from_secs(1);
 
 /// Texts that wait to be counted.
 const COUNT_QUEUE: usize = 1024;
+
+/// Bytes of text among them. They are counted at about 30 MB a second: one that is queued last is counted within a second.
+const COUNT_QUEUE_BYTES: usize = 32 << 20;
 
 /// A gateway that accepts connections.
 #[derive(Debug)]
@@ -135,6 +138,7 @@ impl Gateway {
         });
 
         let overrides = Overrides::new();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let core = Arc::new(Core {
             policy: ArcSwap::from_pointee(policy::of(&settings, &overrides, &metrics)?),
             directory,
@@ -143,13 +147,14 @@ impl Gateway {
             strangers: Strangers::default(),
             refusals: proxy::Refusals::default(),
             recorder,
-            counter: Counter::start(1, COUNT_QUEUE),
+            counter: Counter::start(1, COUNT_QUEUE, COUNT_QUEUE_BYTES),
             metrics: metrics.clone(),
             server: room.within(settings.server.clone()),
             upstream: settings.upstream.clone(),
             lease_wait: settings.lease_wait,
             refusing: AtomicBool::new(false),
             cutting: CancellationToken::new(),
+            budget: Budget::new(&settings.server, cores, metrics.clone()),
             drains: Drains::new(settings.server.max_drains),
             tasks: TaskTracker::new(),
         });

@@ -55,6 +55,10 @@ pub struct Metrics {
     pub bad_requests: Counter,
     /// Headers taken off requests since a service could take them for others.
     pub misleading_headers: Counter,
+    /// Bytes of requests held now: heads, bodies that are inspected, and the texts taken from them.
+    pub buffered_bytes: Gauge,
+    /// Requests refused because there was no room for their bytes, by `what`: head, body, inspection.
+    pub buffer_refusals: Family<Label, Counter>,
     /// Requests passed through unmetered.
     pub passed_through: Counter,
     /// Metered requests, by `outcome`.
@@ -194,6 +198,13 @@ impl Metrics {
                 "misleading_headers",
                 "Headers taken off requests: look-alikes, and paths that were rewritten",
                 Counter::default(),
+            ),
+            buffered_bytes: add(r, "buffered_bytes", "Bytes of requests held", Gauge::default()),
+            buffer_refusals: add(
+                r,
+                "buffer_refusals",
+                "Requests refused for want of room for their bytes, by what there was no room for",
+                Family::default(),
             ),
             passed_through: add(r, "passed_through", "Requests passed through unmetered", Counter::default()),
             requests: add(r, "requests", "Metered requests by outcome", Family::default()),

@@ -1,10 +1,11 @@
 //! Counting text where no count is reported: by threads of their own, off the reactor.
 //!
-//! 1. The queue has a bound. When it is full the job comes back, and the caller estimates.
+//! 1. The queue has a bound, in jobs and in bytes. When it is full the job comes back, and the caller estimates.
 //! 2. Text is dropped as soon as it is counted, and before anybody is told.
 //! 3. The token table (some megabytes) is loaded once, by the first worker, when it starts.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -62,16 +63,19 @@ pub struct Counter {
 #[derive(Debug)]
 struct Shared {
     queue: Option<SyncSender<(CountJob, Then)>>,
+    /// Bytes of the texts that are queued or being counted.
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Counter {
-    /// Starts `threads` threads (at least one) before a queue of `queue` jobs, and returns at once: the token table is
-    /// loaded by the first of them.
+    /// Starts `threads` threads (at least one) before a queue of `queue` jobs with `max_bytes` of text, and returns at
+    /// once: the token table is loaded by the first of them.
     ///
     /// # Panics
     /// Never. Threads that the system refuses to start are missing; when all are, every job comes back.
-    pub fn start(threads: usize, queue: usize) -> Self {
+    pub fn start(threads: usize, queue: usize, max_bytes: usize) -> Self {
         let (sender, receiver) = sync_channel(queue.max(1));
         let receiver = Arc::new(Mutex::new(receiver));
         let threads: Vec<_> = (0..threads.max(1))
@@ -82,7 +86,7 @@ impl Counter {
             })
             .collect();
         let queue = (!threads.is_empty()).then_some(sender);
-        Self { shared: Arc::new(Shared { queue, threads }) }
+        Self { shared: Arc::new(Shared { queue, bytes: Arc::default(), max_bytes, threads }) }
     }
 
     /// Queues a job. The receiver yields its count; it fails only if the counter is gone.
@@ -111,9 +115,40 @@ impl Counter {
         then: impl FnOnce(Counted) + Send + 'static,
     ) -> Result<(), CountJob> {
         let Some(queue) = &self.shared.queue else { return Err(job) };
+        let Some(queued) = Queued::new(&self.shared, &job) else { return Err(job) };
+        let then = move |counted| {
+            drop(queued);
+            then(counted);
+        };
         queue.try_send((job, Box::new(then) as Then)).map_err(|error| match error {
             TrySendError::Full((job, _)) | TrySendError::Disconnected((job, _)) => job,
         })
+    }
+}
+
+/// The bytes of a job, for as long as its text is there.
+#[derive(Debug)]
+struct Queued {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Queued {
+    /// `None` where they are too many beside those that are queued. A job alone is never too large: its texts are bounded.
+    fn new(shared: &Shared, job: &CountJob) -> Option<Self> {
+        let (bytes, all) = (job.request.bytes() + job.answer.bytes(), shared.bytes.clone());
+        let added = |before: usize| {
+            let after = before.saturating_add(bytes);
+            (before == 0 || after <= shared.max_bytes).then_some(after)
+        };
+        all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, added).ok()?;
+        Some(Self { bytes, all })
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -361,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_job_is_counted_by_a_thread() {
-        let counter = Counter::start(2, 8);
+        let counter = Counter::start(2, 8, 1000);
         let receiver = counter.submit(job(Encoding::O200k, "hello world", "hello")).unwrap();
         assert_eq!(
             receiver.blocking_recv().unwrap(),
@@ -371,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_gives_the_job_back() {
-        let counter = Counter::start(1, 1);
+        let counter = Counter::start(1, 1, 1000);
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let (started, start) = std::sync::mpsc::channel();
         let wait = move |_| {
@@ -388,8 +423,24 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_is_bounded_in_bytes_and_one_job_always_fits() {
+        let counter = Counter::start(1, 64, 10);
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let wait = move |_| {
+            held.recv().ok();
+        };
+        counter.submit_then(job(Encoding::Chars4, "", ""), wait).unwrap();
+        let large = counter.submit(job(Encoding::Chars4, "twelve bytes", "")).unwrap();
+        assert!(counter.submit(job(Encoding::Chars4, "1", "")).is_err());
+        drop(hold);
+        assert_eq!(large.blocking_recv().unwrap().input, 3);
+        let two = ["12345", "67890"].map(|text| counter.submit(job(Encoding::Chars4, "", text)));
+        assert!(two.into_iter().all(|counting| counting.unwrap().blocking_recv().is_ok()));
+    }
+
+    #[test]
     fn what_is_queued_is_counted_before_the_counter_goes() {
-        let counter = Counter::start(1, 64);
+        let counter = Counter::start(1, 64, 1000);
         let receivers: Vec<_> =
             (0..50).map(|_| counter.submit(job(Encoding::O200k, "hello", "world")).unwrap()).collect();
         drop(counter);

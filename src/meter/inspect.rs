@@ -46,6 +46,14 @@ pub struct Inspected {
     pub ambiguous: bool,
 }
 
+impl Inspected {
+    /// The bytes of the body's text that it keeps.
+    pub fn text_bytes(&self) -> usize {
+        let values = self.values.iter().chain([&self.model, &self.session, &self.shape]);
+        self.text.bytes() + values.flatten().map(String::len).sum::<usize>()
+    }
+}
+
 /// The body is not JSON that the service's parser and ours must read alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not valid JSON")]

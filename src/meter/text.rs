@@ -60,6 +60,12 @@ impl Text {
             .filter(|part| !part.is_empty())
     }
 
+    /// The bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        let beside = self.prompt.as_ref().map_or(0, |prompt| prompt.tools.len() + prompt.aside.bytes());
+        self.kept.len() + self.cuts.len() * size_of::<Cut>() + beside
+    }
+
     /// Whether there was no text at all, nor a thing in its place (an image, token ids).
     pub fn is_empty(&self) -> bool {
         self.seen_bytes == 0 && self.prompt.as_ref().is_none_or(|prompt| prompt.tokens == 0)

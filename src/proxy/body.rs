@@ -1,15 +1,16 @@
 //! Bodies in both directions: never collected, never copied.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
@@ -79,30 +80,72 @@ impl http_body::Body for Body {
     }
 }
 
-/// Whether the client's body broke while it was being forwarded: then the failure is the client's, not the upstream's.
+/// What the sender of a request sees of its body on the way: how far it is, and whether the client broke it (then the
+/// failure is the client's, not the upstream's).
 #[derive(Clone, Debug)]
-pub(crate) struct ClientFault {
-    what: Arc<AtomicU8>,
-    /// The bound on its body.
+pub(crate) struct BodyWatch(Arc<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    fault: AtomicU8,
+    /// The bound on the body.
     limit: Option<u64>,
+    awaits_client: AtomicBool,
+    over: AtomicBool,
+    ended: Notify,
 }
 
 const BROKEN: u8 = 1;
 const TOO_LARGE: u8 = 2;
+const IDLE: u8 = 3;
 
-impl ClientFault {
+impl BodyWatch {
+    fn new(limit: Option<u64>) -> Self {
+        Self(Arc::new(Watched {
+            fault: AtomicU8::new(0),
+            limit,
+            awaits_client: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            ended: Notify::new(),
+        }))
+    }
+
     fn raise(&self, what: u8) {
-        self.what.store(what, Ordering::Relaxed);
+        self.0.fault.store(what, Ordering::Relaxed);
+    }
+
+    /// All of it is on its way, or no more will be.
+    fn end(&self) {
+        self.0.over.store(true, Ordering::Relaxed);
+        self.0.ended.notify_one();
+    }
+
+    /// Whether all of it is on its way.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.over.load(Ordering::Relaxed)
+    }
+
+    /// Ready when all of it is on its way. For one who waits.
+    pub(crate) async fn over(&self) {
+        while !self.is_over() {
+            self.0.ended.notified().await;
+        }
+    }
+
+    /// Whether it stands still because nothing comes from the client.
+    pub(crate) fn awaits_client(&self) -> bool {
+        self.0.awaits_client.load(Ordering::Relaxed)
     }
 
     /// What the client did, if it did.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        match self.what.load(Ordering::Relaxed) {
+        match self.0.fault.load(Ordering::Relaxed) {
             0 => None,
             TOO_LARGE => {
-                let limit = usize::try_from(self.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+                let limit = usize::try_from(self.0.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
                 Some(Failure::BodyTooLarge { limit })
             }
+            IDLE => Some(Failure::BodyTimeout),
             _ => Some(Failure::BodyBroken),
         }
     }
@@ -124,51 +167,66 @@ pub(crate) enum RequestBodyError {
 pub(crate) enum RequestBody {
     /// The client's, as it comes.
     Passing(Passing),
-    /// Read for inspection; the same frames again.
-    Read(VecDeque<Frame<Bytes>>),
+    /// Read whole for inspection.
+    Read { data: Bytes, trailers: Option<HeaderMap>, watch: Option<BodyWatch> },
 }
 
 /// A client's body on its way.
 #[derive(Debug)]
 pub(crate) struct Passing {
     /// What has been read of it already.
-    first: VecDeque<Frame<Bytes>>,
+    first: Bytes,
     body: Incoming,
     idle: Idle,
     /// How many bytes may still come.
     left: Option<u64>,
-    fault: Option<ClientFault>,
+    watch: Option<BodyWatch>,
 }
 
 impl RequestBody {
+    /// None at all.
+    pub(crate) fn empty() -> Self {
+        RequestBody::Read { data: Bytes::new(), trailers: None, watch: None }
+    }
+
     /// The client's body as it comes, and where to see whether it broke.
-    pub(crate) fn passing(body: Incoming, idle: Duration) -> (Self, Option<ClientFault>) {
-        Self::rest(VecDeque::new(), body, idle, None)
+    pub(crate) fn passing(body: Incoming, idle: Duration) -> (Self, Option<BodyWatch>) {
+        Self::rest(Bytes::new(), body, idle, None)
+    }
+
+    /// A body that was read whole.
+    pub(crate) fn read(data: Bytes, trailers: Option<HeaderMap>) -> (Self, Option<BodyWatch>) {
+        let watch = (!data.is_empty()).then(|| BodyWatch::new(None));
+        (RequestBody::Read { data, trailers, watch: watch.clone() }, watch)
     }
 
     /// What was read of the client's body already, and then the rest as it comes, at most `limit` bytes of it.
     pub(crate) fn rest(
-        first: VecDeque<Frame<Bytes>>,
+        first: Bytes,
         body: Incoming,
         idle: Duration,
         limit: Option<u64>,
-    ) -> (Self, Option<ClientFault>) {
-        let fault = (!body.is_end_stream()).then(|| ClientFault { what: Arc::default(), limit });
-        let passing = Passing { first, body, idle: Idle::new(idle), left: limit, fault: fault.clone() };
-        (RequestBody::Passing(passing), fault)
+    ) -> (Self, Option<BodyWatch>) {
+        let watch = (!body.is_end_stream()).then(|| BodyWatch::new(limit));
+        let passing = Passing { first, body, idle: Idle::new(idle), left: limit, watch: watch.clone() };
+        (RequestBody::Passing(passing), watch)
     }
 }
 
 impl Passing {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        if let Some(frame) = self.first.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
         }
-        let frame = match ready!(poll_frame_within(&mut self.body, &mut self.idle, cx)) {
+        let polled = poll_frame_within(&mut self.body, &mut self.idle, cx);
+        if let Some(watch) = &self.watch {
+            watch.0.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
+        }
+        let frame = match ready!(polled) {
             None => return Poll::Ready(None),
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                self.raise(BROKEN);
+                self.raise(if matches!(error, BodyError::Idle) { IDLE } else { BROKEN });
                 return Poll::Ready(Some(Err(error.into())));
             }
         };
@@ -185,16 +243,24 @@ impl Passing {
     }
 
     fn raise(&self, what: u8) {
-        if let Some(fault) = &self.fault {
-            fault.raise(what);
+        if let Some(watch) = &self.watch {
+            watch.raise(what);
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held: u64 = self.first.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let held = self.first.len() as u64;
         match self.body.size_hint().exact() {
             Some(rest) => SizeHint::with_exact(rest + held),
             None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.end();
         }
     }
 }
@@ -209,31 +275,31 @@ impl http_body::Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
             RequestBody::Passing(passing) => passing.poll_frame(cx),
-            RequestBody::Read(frames) => Poll::Ready(frames.pop_front().map(Ok)),
+            RequestBody::Read { data, watch, .. } if !data.is_empty() => {
+                if let Some(watch) = watch {
+                    watch.end();
+                }
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))))
+            }
+            RequestBody::Read { trailers, .. } => {
+                Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Passing(passing) => passing.first.is_empty() && passing.body.is_end_stream(),
-            RequestBody::Read(frames) => frames.is_empty(),
+            RequestBody::Read { data, trailers, .. } => data.is_empty() && trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Passing(passing) => passing.size_hint(),
-            RequestBody::Read(frames) => {
-                let mut total = 0;
-                for frame in frames {
-                    match frame.data_ref() {
-                        Some(data) => total += data.len() as u64,
-                        // Trailers need a chunked message, which an exact length would rule out.
-                        None => return SizeHint::default(),
-                    }
-                }
-                SizeHint::with_exact(total)
-            }
+            // Trailers need a chunked message, which an exact length would rule out.
+            RequestBody::Read { trailers: Some(_), .. } => SizeHint::default(),
+            RequestBody::Read { data, .. } => SizeHint::with_exact(data.len() as u64),
         }
     }
 }

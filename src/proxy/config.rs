@@ -35,6 +35,18 @@ pub struct ServerConfig {
     pub max_header_bytes: usize,
     /// Header lines of a request.
     pub max_headers: usize,
+    /// Bytes of requests held at once: heads, bodies that are inspected, and the texts taken from them.
+    pub max_buffered_bytes: usize,
+    /// The same, of one client address.
+    pub max_client_buffered_bytes: usize,
+    /// How long a request waits for room among them.
+    pub buffer_wait: Duration,
+    /// Bytes a second that a body which is inspected must come with; 0 is no limit.
+    pub min_body_rate: u64,
+    /// How long it may stay behind that.
+    pub body_grace: Duration,
+    /// How long all of it may take.
+    pub body_timeout: Duration,
     /// Answers read on at once after their clients left, all routes together.
     pub max_drains: usize,
     /// How long exchanges in flight may go on after SIGTERM.
@@ -50,12 +62,14 @@ pub struct UpstreamConfig {
     pub url: http::Uri,
     /// How long a connection may take.
     pub connect_timeout: Duration,
-    /// How long the answer's head may take.
+    /// How long the answer's head may take, once the request's body has been sent.
     pub first_byte_timeout: Duration,
     /// How long a body (either way) may pause between two chunks.
     pub idle_timeout: Duration,
     /// Idle connections kept, per worker.
     pub pool_idle: usize,
+    /// How this hop is named in `Via`, in both directions; `None`: not at all.
+    pub via: Option<String>,
 }
 
 /// One way to name the tenant.

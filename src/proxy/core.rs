@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Budget;
 use super::config::{IdentifyConfig, RouteConfig, ServerConfig, SourceConfig, UpstreamConfig};
 use super::drain::Drains;
 use super::identify::Rules;
@@ -188,6 +189,8 @@ pub struct Core {
     pub refusing: AtomicBool,
     /// Cancelled once the drain limit has run out: what still runs ends, and what is dropped from then on was cut by us.
     pub cutting: CancellationToken,
+    /// Room for the bytes of requests.
+    pub budget: Arc<Budget>,
     /// Room for answers that are read on after their clients left.
     pub drains: Drains,
     /// Settlements that outlive their connection. Closed and waited for at the stop.

@@ -13,6 +13,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures_util::TryFutureExt;
@@ -23,12 +24,31 @@ use hyper_util::client::legacy::connect::{CaptureConnection, Connected, Connecti
 use tower_service::Service;
 
 /// How many bytes were written to a connection so far.
-#[derive(Clone, Debug, Default)]
-struct Written(Arc<AtomicU64>);
+#[derive(Clone, Debug)]
+struct Written(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    since: Instant,
+    bytes: AtomicU64,
+    /// When the last of them were, in milliseconds after `since`.
+    at_ms: AtomicU64,
+}
 
 impl Written {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self(Arc::new(Counts { since: Instant::now(), bytes: zero(), at_ms: zero() }))
+    }
+
     fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.0.bytes.load(Ordering::Acquire)
+    }
+
+    fn write(&self, bytes: usize) {
+        let at = u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.at_ms.store(at, Ordering::Relaxed);
+        self.0.bytes.fetch_add(bytes as u64, Ordering::Release);
     }
 }
 
@@ -50,13 +70,25 @@ impl Departure {
         self.0.load().as_ref().is_some_and(|given| given.written.bytes() > given.before)
     }
 
+    /// When a byte of it was written last; before that, when its connection was made.
+    pub(crate) fn last_write(&self) -> Option<Instant> {
+        let given = self.0.load();
+        let counts = &given.as_ref()?.written.0;
+        Some(counts.since + Duration::from_millis(counts.at_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Whether its connection had been used before.
+    pub(crate) fn is_on_a_used_connection(&self) -> bool {
+        self.0.load().as_ref().is_some_and(|given| given.before > 0)
+    }
+
     /// Runs `sending`, the sending of the request whose connection `capture` knows.
-    pub(crate) async fn watch<F: Future>(&self, capture: CaptureConnection, sending: F) -> F::Output {
+    pub(crate) async fn watch<F: Future>(&self, capture: &CaptureConnection, sending: F) -> F::Output {
         let mut sending = pin!(sending);
         std::future::poll_fn(|cx| {
             let polled = sending.as_mut().poll(cx);
             if !self.has_left() {
-                self.note(&capture);
+                self.note(capture);
             }
             polled
         })
@@ -84,7 +116,8 @@ impl Departure {
 impl Departure {
     /// As if the request had left.
     pub(crate) fn leave(&self) {
-        let written = Written(Arc::new(AtomicU64::new(1)));
+        let written = Written::new();
+        written.write(1);
         self.0.store(Some(Arc::new(Given { written, before: 0 })));
     }
 }
@@ -103,7 +136,7 @@ impl<C: Service<Uri>> Service<Uri> for Counting<C> {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        self.0.call(uri).map_ok(|io| Counted { io, written: Written::default() })
+        self.0.call(uri).map_ok(|io| Counted { io, written: Written::new() })
     }
 }
 
@@ -117,7 +150,7 @@ pub(crate) struct Counted<T> {
 impl<T> Counted<T> {
     fn count(&self, polled: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = polled {
-            self.written.0.fetch_add(*bytes as u64, Ordering::Release);
+            self.written.write(*bytes);
         }
     }
 }

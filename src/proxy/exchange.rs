@@ -1,18 +1,19 @@
 //! A metered request, top to bottom.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
 use super::accept_encoding::narrow_accept_encoding;
 use super::audit::{self, Trail};
-use super::body::{Body, ClientFault, RequestBody};
+use super::body::{Body, BodyWatch, RequestBody};
+use super::budget::Share;
 use super::charging;
 use super::config::Enforce;
 use super::core::{Core, Policy};
@@ -21,8 +22,8 @@ use super::draining::Call;
 use super::failure::{Failure, Side};
 use super::forwarding::Caller;
 use super::headers::X_REQUEST_ID;
-use super::identify::{Evidence, Identity, Rejection, Tenancy};
-use super::inspect::{self, ReadBody};
+use super::identify::{Evidence, Identity, Rejection, Tenancy, Token};
+use super::inspect::{ReadBody, Reader};
 use super::passing::{clean, pass, prepare, switch};
 use super::refusals::Weighed;
 use super::reply::{expose_added, set_rate_limits};
@@ -32,9 +33,8 @@ use super::tap::tap;
 use super::uninspected::Uninspected;
 use super::upgrade::Offer;
 use super::upstream::Upstream;
-use crate::meter::{self, Inspected};
+use crate::meter::Inspected;
 use crate::model::event::{Outcome, Record};
-use crate::model::spelling::canonical;
 use crate::model::tenant::TenantId;
 use crate::quota::Entitlement;
 use crate::record::Hub;
@@ -51,6 +51,8 @@ pub(crate) struct Exchange<'a> {
     /// The segments of its path that the route has names for.
     pub(crate) segments: Vec<String>,
     pub(crate) caller: Caller,
+    /// The memory of its client address.
+    pub(crate) share: Arc<Share>,
     /// Its `x-request-id`.
     pub(crate) id: HeaderValue,
     pub(crate) arrival: Arrival,
@@ -58,16 +60,32 @@ pub(crate) struct Exchange<'a> {
     pub(crate) offer: Option<Offer>,
 }
 
+/// What is known of who is calling before the body is read.
+enum Early {
+    /// All that there is to know.
+    Named(Tenancy),
+    /// The token, which verifies, if there is one.
+    Token(Option<Token>),
+}
+
 impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
     pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
-        let idle = self.core.upstream.idle_timeout;
-        let mut read = match inspect::read(&head.headers, body, &self.route.config, idle).await {
+        let early = self.identify_early(&head).await;
+        if let Err(rejection) = &early
+            && !self.route.lets_pass(rejection)
+        {
+            return Err(self.reject(rejection, &head, None));
+        }
+        let (core, policy, route) = (self.core, &self.policy, &self.route);
+        let reader = Reader { core, policy, route, share: &self.share };
+        let mut read = match reader.read(&head.headers, body).await {
             Ok(read) => read,
-            Err(failure) => return Err(self.unread(failure, &head).await),
+            Err(failure) => return Err(self.unread(failure, &head, early).await),
         };
-        let inspected = self.inspect(&head, &mut read);
-        let tenancy = match self.identify(&head, inspected.as_ref()).await {
+        let inspected = read.inspected.take();
+        let tenancy = self.tenancy(&head, early, inspected.as_ref()).await;
+        let tenancy = match tenancy {
             Ok(tenancy) => tenancy,
             Err(rejection) if self.route.lets_pass(&rejection) => {
                 let names = self.route.sources.pointers().next().is_some();
@@ -97,7 +115,7 @@ impl Exchange<'_> {
             Tenancy::InAnswer => (None, false),
         };
 
-        let subject = self.subject(&head, tenancy, inspected, &read);
+        let subject = self.subject(&head, tenancy, inspected, &mut read);
         let mut settlement = Settlement::open(
             self.core.clone(),
             self.hub.clone(),
@@ -129,7 +147,7 @@ impl Exchange<'_> {
             narrow_accept_encoding(request.headers_mut());
         }
         let departure = settlement.calling();
-        let (answer, settlement) = self.call(request, read.fault, departure, settlement).await?;
+        let (answer, settlement) = self.call(request, read.watch, departure, settlement).await?;
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
@@ -153,15 +171,15 @@ impl Exchange<'_> {
     async fn call(
         &self,
         request: Request<RequestBody>,
-        fault: Option<ClientFault>,
+        watch: Option<BodyWatch>,
         departure: Departure,
         settlement: Settlement,
     ) -> Result<(Result<Response<Incoming>, Failure>, Settlement), Failure> {
         if settlement.drain().is_none() {
-            return Ok((self.upstream.send_watched(request, fault, &departure).await, settlement));
+            return Ok((self.upstream.send(request, watch, &departure).await, settlement));
         }
         let upstream = self.upstream.clone();
-        let sending = Box::pin(async move { upstream.send_watched(request, fault, &departure).await });
+        let sending = Box::pin(async move { upstream.send(request, watch, &departure).await });
         Call::new(sending, settlement).await.ok_or(Failure::UpstreamUnreachable)
     }
 
@@ -183,11 +201,11 @@ impl Exchange<'_> {
     }
 
     /// A request whose body is too large or can't be decoded leaves a row, where its tenant is known without it.
-    async fn unread(&mut self, failure: Failure, head: &Parts) -> Failure {
+    async fn unread(&mut self, failure: Failure, head: &Parts, early: Result<Early, Rejection>) -> Failure {
         if !matches!(failure, Failure::BodyTooLarge { .. } | Failure::UnsupportedEncoding) {
             return failure;
         }
-        match self.identify(head, None).await {
+        match self.tenancy(head, early, None).await {
             Ok(tenancy @ Tenancy::Known(_)) => self.refuse_unread(failure, head, tenancy),
             _ => failure,
         }
@@ -195,8 +213,8 @@ impl Exchange<'_> {
 
     /// Writes down that a known tenant is refused for a body that can't be read.
     fn refuse_unread(&mut self, failure: Failure, head: &Parts, tenancy: Tenancy) -> Failure {
-        let read = ReadBody::unread(Uninspected::Unread(failure.clone()));
-        let subject = self.subject(head, tenancy, Inspected::default(), &read);
+        let mut read = ReadBody::unread(Uninspected::Unread(failure.clone()));
+        let subject = self.subject(head, tenancy, Inspected::default(), &mut read);
         let (core, hub) = (self.core.clone(), self.hub.clone());
         Settlement::open(core, hub, self.policy.clone(), self.route.clone(), subject, self.arrival)
             .rejected(failure.code(), failure.status().as_u16());
@@ -220,25 +238,37 @@ impl Exchange<'_> {
         Ok(answer)
     }
 
-    /// What the body says. Where another parser than ours had to be followed, `read` has it as that parser reads it.
-    fn inspect(&self, head: &Parts, read: &mut ReadBody) -> Option<Inspected> {
-        let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
-        let plain = read.plain.as_ref()?;
-        let (format, config) = (&self.route.format, &self.policy.meter);
-        let inspected = meter::inspect_leniently(format, config, plain, charset(head), &pointers);
-        let Ok((mut inspected, json)) = inspected else {
-            read.unread = (!plain.is_empty()).then(|| Uninspected::not_json(plain));
-            return None;
-        };
-        if let Cow::Owned(mended) = json {
-            read.plain = Some(mended.into());
+    /// Who is calling, as far as that is known before the body is read: who shows a false token, or nothing where the
+    /// body can't name anybody, is not read.
+    async fn identify_early(&self, head: &Parts) -> Result<Early, Rejection> {
+        let sources = &self.route.sources;
+        match sources.reads_body() {
+            true => Ok(Early::Token(sources.token(&head.headers)?)),
+            false => Ok(Early::Named(self.identify(head, None, None).await?)),
         }
-        inspected.session = inspected.session.map(|session| canonical(&session).into_owned());
-        Some(inspected)
     }
 
-    async fn identify(&self, head: &Parts, inspected: Option<&Inspected>) -> Result<Tenancy, Rejection> {
+    /// Who is calling, by all that there is.
+    async fn tenancy(
+        &self,
+        head: &Parts,
+        early: Result<Early, Rejection>,
+        inspected: Option<&Inspected>,
+    ) -> Result<Tenancy, Rejection> {
+        match early? {
+            Early::Named(tenancy) => Ok(tenancy),
+            Early::Token(token) => self.identify(head, token, inspected).await,
+        }
+    }
+
+    async fn identify(
+        &self,
+        head: &Parts,
+        token: Option<Token>,
+        inspected: Option<&Inspected>,
+    ) -> Result<Tenancy, Rejection> {
         let evidence = Evidence {
+            token,
             headers: &head.headers,
             target: &head.uri,
             peer: self.caller.peer,
@@ -272,7 +302,7 @@ impl Exchange<'_> {
         self.core.metrics.passed_through.inc();
         let request = forwarded(head, read.forward, &self.policy);
         let (idle, offer) = (self.core.upstream.idle_timeout, self.offer.take());
-        pass(self.upstream, &self.policy, request, read.fault, idle, offer).await
+        pass(self.upstream, &self.policy, request, read.watch, idle, offer).await
     }
 
     /// A request that names no tenant leaves no usage row; one whose token contradicts its session leaves an audit event.
@@ -310,15 +340,11 @@ impl Exchange<'_> {
         head: &Parts,
         tenancy: Tenancy,
         mut inspected: Inspected,
-        read: &ReadBody,
+        read: &mut ReadBody,
     ) -> Subject {
         let (tenant, unresolved, bearer) = match tenancy {
             Tenancy::Known(Identity { tenant, unresolved, bearer }) => (Some(tenant), unresolved, bearer),
             Tenancy::InAnswer => (None, None, None),
-        };
-        let values = match (self.route.audit.request(), &read.plain) {
-            (Some(pointers), Some(plain)) => meter::glean(pointers, plain),
-            _ => Vec::new(),
         };
         // By it the row finds its tenant later.
         if let Some(session) = unresolved.as_deref() {
@@ -331,9 +357,10 @@ impl Exchange<'_> {
             unresolved: unresolved.is_some(),
             bearer,
             segments: std::mem::take(&mut self.segments),
-            values,
+            values: std::mem::take(&mut read.values),
             content_length,
             unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread.as_ref().map(Uninspected::code)),
+            held: read.held.take(),
             only_counts: charging::only_counts(head.uri.path()),
             caller: self.caller,
             method: head.method.clone(),
@@ -350,16 +377,12 @@ fn text(head: &Parts, name: header::HeaderName) -> Option<&str> {
     head.headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// The parameter `charset` of the body's type.
-fn charset(head: &Parts) -> Option<&str> {
-    let parameters = text(head, header::CONTENT_TYPE)?.split(';').skip(1);
-    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
-    Some(value.trim().trim_matches('"'))
-}
-
 /// The request for the upstream.
 fn forwarded(mut head: Parts, body: RequestBody, policy: &Policy) -> Request<RequestBody> {
+    if head.headers.contains_key(header::TRANSFER_ENCODING) && body.is_end_stream() {
+        // It came in chunks and is empty: still a body, not none.
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    }
     prepare(&mut head.headers, policy.rules.tenant_headers());
     Request::from_parts(head, body)
 }

@@ -21,6 +21,8 @@ pub(crate) enum Failure {
     Malformed(&'static str),
     /// A head that can't be parsed.
     NotHttp { status: StatusCode, why: String },
+    /// A `Transfer-Encoding` other than chunked.
+    UnknownTransferCoding,
     /// CONNECT or TRACE.
     MethodRefused,
     /// A switch to another protocol on a path whose calls are metered.
@@ -59,6 +61,8 @@ pub(crate) enum Failure {
     Draining,
     /// Quotas can't be checked, and the config says to refuse then.
     QuotaUnavailable,
+    /// No memory was had for the request for too long.
+    Overloaded,
 }
 
 impl Failure {
@@ -67,7 +71,10 @@ impl Failure {
             Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) | Failure::UpstreamTimeout => {
                 Side::Upstream
             }
-            Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => Side::Us,
+            Failure::Draining
+            | Failure::QuotaUnavailable
+            | Failure::TenantUnavailable
+            | Failure::Overloaded => Side::Us,
             _ => Side::Client,
         }
     }
@@ -79,6 +86,7 @@ impl Failure {
             | Failure::BodyUnreadable
             | Failure::TenantUnidentified(_) => StatusCode::BAD_REQUEST,
             Failure::NotHttp { status, .. } => *status,
+            Failure::UnknownTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Failure::MethodRefused => StatusCode::METHOD_NOT_ALLOWED,
             Failure::SessionUnknown => StatusCode::NOT_FOUND,
             Failure::UpgradeRefused => StatusCode::UPGRADE_REQUIRED,
@@ -91,9 +99,10 @@ impl Failure {
             Failure::OverQuota(_) => StatusCode::TOO_MANY_REQUESTS,
             Failure::UpstreamUnreachable | Failure::UpstreamInvalid(_) => StatusCode::BAD_GATEWAY,
             Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Failure::Draining
+            | Failure::QuotaUnavailable
+            | Failure::TenantUnavailable
+            | Failure::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -104,6 +113,7 @@ impl Failure {
             Failure::NotHttp { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, .. } => "head_too_large",
             Failure::NotHttp { status: StatusCode::URI_TOO_LONG, .. } => "uri_too_long",
             Failure::NotHttp { .. } => "bad_request",
+            Failure::UnknownTransferCoding => "unknown_transfer_coding",
             Failure::MethodRefused => "method_not_allowed",
             Failure::UpgradeRefused => "upgrade_refused",
             Failure::BodyBroken => "body_incomplete",
@@ -128,6 +138,7 @@ impl Failure {
             Failure::UpstreamTimeout => "upstream_timeout",
             Failure::Draining => "draining",
             Failure::QuotaUnavailable => "quota_unavailable",
+            Failure::Overloaded => "overloaded",
         }
     }
 
@@ -135,7 +146,9 @@ impl Failure {
     /// its widget knows.
     pub(crate) fn message(&self) -> &'static str {
         match self {
-            Failure::Malformed(_) | Failure::NotHttp { .. } => "This request could not be understood.",
+            Failure::Malformed(_) | Failure::NotHttp { .. } | Failure::UnknownTransferCoding => {
+                "This request could not be understood."
+            }
             Failure::MethodRefused | Failure::UpgradeRefused => "This can't be done here.",
             Failure::BodyBroken => "Your message did not arrive whole. Please send it again.",
             Failure::BodyTimeout => "Your message took too long to arrive. Please send it again.",
@@ -148,7 +161,7 @@ impl Failure {
             Failure::TokenInvalid => "Your access has expired. Please reload the page and try again.",
             Failure::TenantMismatch => "This chat is not yours. Please reload the page and try again.",
             Failure::TenantBlocked => "This account is blocked. Please contact support.",
-            Failure::TenantUnavailable | Failure::QuotaUnavailable => {
+            Failure::TenantUnavailable | Failure::QuotaUnavailable | Failure::Overloaded => {
                 "This can't be answered right now. Please try again in a moment."
             }
             Failure::OverQuota(_) if self.code() == "rate_limited" => "Rate limit exceeded",
@@ -169,6 +182,9 @@ impl Failure {
             Failure::MethodRefused => "the method is not allowed".into(),
             Failure::UpgradeRefused => {
                 "calls on this path are metered, so it can't be switched to another protocol: use plain HTTP".into()
+            }
+            Failure::UnknownTransferCoding => {
+                "the request body's Transfer-Encoding is not supported: send it as chunked, or with a length".into()
             }
             Failure::BodyBroken => "the request body ended before it was complete".into(),
             Failure::BodyTimeout => "the request body took too long to arrive".into(),
@@ -193,8 +209,10 @@ impl Failure {
             Failure::BodyBroken
                 | Failure::BodyTimeout
                 | Failure::BodyTooLarge { .. }
+                | Failure::Overloaded
                 | Failure::Malformed(_)
                 | Failure::NotHttp { .. }
+                | Failure::UnknownTransferCoding
                 | Failure::MethodRefused
         )
     }

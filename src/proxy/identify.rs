@@ -75,6 +75,9 @@ pub(crate) enum Tenancy {
     InAnswer,
 }
 
+/// A bearer token that verifies: its tenant, and what else it says.
+pub(crate) type Token = (TenantId, Bearer);
+
 /// Why nobody is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
@@ -120,6 +123,8 @@ impl Rejection {
 
 /// What of a request can name its tenant.
 pub(crate) struct Evidence<'a> {
+    /// What [`Rules::token`] gave, where it was asked before.
+    pub(crate) token: Option<Token>,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) target: &'a Uri,
     pub(crate) peer: IpAddr,
@@ -209,6 +214,19 @@ impl Rules {
         }
     }
 
+    /// Whether the body can name the tenant.
+    pub(crate) fn reads_body(&self) -> bool {
+        !self.pointers.is_empty()
+    }
+
+    /// The token of a request, where the first source goes by it.
+    pub(crate) fn token(&self, headers: &HeaderMap) -> Result<Option<Token>, Rejection> {
+        match self.sources.first() {
+            Some(Source::Jwt(verifier)) => Ok(verifier.tenant(headers)?),
+            _ => Ok(None),
+        }
+    }
+
     /// Names the tenant.
     ///
     /// While the service's database is away and has never answered for a session, the call is served out of a budget that
@@ -218,7 +236,7 @@ impl Rules {
         evidence: &Evidence<'_>,
         directory: &Arc<Directory>,
     ) -> Result<Tenancy, Rejection> {
-        let mut by_token: Option<(TenantId, Bearer)> = None;
+        let mut by_token = evidence.token.clone();
         let mut missing = "no configured source names a tenant";
         let mut unanswered: Option<(Fault, &str)> = None;
         if evidence.body.is_some_and(|body| body.ambiguous) {

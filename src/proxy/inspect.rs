@@ -2,21 +2,27 @@
 //! leaving it unread.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use hyper::body::Incoming;
+use serde_json::Value;
 
-use super::body::{ClientFault, RequestBody};
-use super::config::{BodyConfig, RouteConfig};
+use super::body::{BodyWatch, RequestBody};
+use super::budget::{Held, Share};
+use super::collect::{Collected, Pace, collect};
+use super::config::BodyConfig;
+use super::core::{Core, Policy};
 use super::failure::Failure;
-use super::pause::{BodyError, Idle, poll_frame_within};
+use super::route::Route;
 use super::uninspected::{Uninspected, is_lenient};
-use crate::meter::{DecodeError, decode_request};
+use crate::meter::{self, DecodeError, Inspected, decode_request};
+use crate::model::spelling::canonical;
+
+/// The largest body that is inspected on the reactor: that takes it less than half a millisecond.
+const INLINE: usize = 64 << 10;
 
 /// A body, read as far as it is to be read.
 #[derive(Debug)]
@@ -24,115 +30,183 @@ pub(crate) struct ReadBody {
     /// As it came, for the upstream.
     pub(crate) forward: RequestBody,
     /// Where to see whether what is still to come of it broke.
-    pub(crate) fault: Option<ClientFault>,
-    /// All of it as one piece, decoded; shares the frame's memory when there was one frame and no encoding. `None` where
-    /// it is not to be read, or can't be.
-    pub(crate) plain: Option<Bytes>,
+    pub(crate) watch: Option<BodyWatch>,
+    /// What it says. `None` where it is not to be read, or can't be.
+    pub(crate) inspected: Option<Inspected>,
+    /// What the audit rules take from it.
+    pub(crate) values: Vec<Option<Value>>,
     /// Why it was not read, where there is one.
     pub(crate) unread: Option<Uninspected>,
+    /// The memory of what was taken from it.
+    pub(crate) held: Option<Held>,
 }
 
 impl ReadBody {
     /// One of which nothing is known but why.
     pub(crate) fn unread(why: Uninspected) -> Self {
-        Self { forward: RequestBody::Read(VecDeque::new()), fault: None, plain: None, unread: Some(why) }
+        let (inspected, values, held) = (None, Vec::new(), None);
+        Self { forward: RequestBody::empty(), watch: None, inspected, values, unread: Some(why), held }
     }
 }
 
-/// Reads a body as `route` has it. Where what can't be inspected is charged or passes, it is streamed.
-pub(crate) async fn read(
-    headers: &HeaderMap,
-    body: Incoming,
-    route: &RouteConfig,
-    idle: Duration,
-) -> Result<ReadBody, Failure> {
-    match route.body {
-        BodyConfig::Json { max_bytes } => {
-            inspectable(headers, body, max_bytes, idle, is_lenient(route)).await
-        }
-        BodyConfig::Opaque { max_bytes } => {
-            if let Some(limit) = max_bytes.filter(|limit| body.size_hint().lower() > *limit) {
-                return Err(Failure::BodyTooLarge { limit: usize::try_from(limit).unwrap_or(usize::MAX) });
+/// What reads bodies: a route's rules, and the memory of a client address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'a> {
+    pub(crate) core: &'a Core,
+    pub(crate) policy: &'a Arc<Policy>,
+    pub(crate) route: &'a Arc<Route>,
+    pub(crate) share: &'a Arc<Share>,
+}
+
+impl Reader<'_> {
+    /// Reads a body as the route has it. Where what can't be inspected is charged or passes, it is streamed.
+    pub(crate) async fn read(self, headers: &HeaderMap, body: Incoming) -> Result<ReadBody, Failure> {
+        match self.route.config.body {
+            BodyConfig::Json { max_bytes } => {
+                self.inspectable(headers, body, max_bytes, is_lenient(&self.route.config)).await
             }
-            let unread = (!body.is_end_stream()).then_some(Uninspected::Opaque);
-            let (forward, fault) = RequestBody::rest(VecDeque::new(), body, idle, max_bytes);
-            Ok(ReadBody { forward, fault, plain: None, unread })
+            BodyConfig::Opaque { max_bytes } => {
+                if let Some(limit) = max_bytes.filter(|limit| body.size_hint().lower() > *limit) {
+                    return Err(Failure::BodyTooLarge {
+                        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+                    });
+                }
+                let unread = (!body.is_end_stream()).then_some(Uninspected::Opaque);
+                Ok(self.unread(Bytes::new(), body, max_bytes, unread))
+            }
         }
     }
-}
 
-/// Reads the body, at most `limit` bytes of it. What can't be inspected is refused, unless the route is `lenient`:
-/// then the rest of it passes unread.
-async fn inspectable(
-    headers: &HeaderMap,
-    mut body: Incoming,
-    limit: usize,
-    idle: Duration,
-    lenient: bool,
-) -> Result<ReadBody, Failure> {
-    let unread = |frames, body, why| {
-        let (forward, fault) = RequestBody::rest(frames, body, idle, None);
-        Ok(ReadBody { forward, fault, plain: None, unread: Some(Uninspected::Unread(why)) })
-    };
-    let coding = match coding(headers) {
-        Ok(coding) => coding,
-        Err(failure) if lenient => return unread(VecDeque::new(), body, failure),
-        Err(failure) => return Err(failure),
-    };
-    if body.size_hint().lower() > limit as u64 {
-        return match lenient {
-            true => unread(VecDeque::new(), body, Failure::BodyTooLarge { limit }),
-            false => Err(Failure::BodyTooLarge { limit }),
-        };
+    /// The body as it comes, with what was read of it already.
+    fn unread(self, first: Bytes, body: Incoming, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
+        let (forward, watch) = RequestBody::rest(first, body, self.core.upstream.idle_timeout, limit);
+        ReadBody { forward, watch, inspected: None, values: Vec::new(), unread: why, held: None }
     }
-    let mut pause = Idle::new(idle);
-    let mut frames = VecDeque::new();
-    let mut length = 0;
-    while let Some(frame) = poll_fn(|cx| poll_frame_within(&mut body, &mut pause, cx)).await {
-        let frame = frame.map_err(|error| match error {
-            BodyError::Idle => Failure::BodyTimeout,
-            BodyError::Broken(_) => Failure::BodyBroken,
-        })?;
-        length += frame.data_ref().map_or(0, Bytes::len);
-        frames.push_back(frame);
-        if length > limit {
+
+    /// Reads the body, at most `limit` bytes of it. What can't be inspected is refused, unless the route is `lenient`:
+    /// then the rest of it passes unread.
+    async fn inspectable(
+        self,
+        headers: &HeaderMap,
+        body: Incoming,
+        limit: usize,
+        lenient: bool,
+    ) -> Result<ReadBody, Failure> {
+        let coding = match coding(headers) {
+            Ok(coding) => coding,
+            Err(failure) if lenient => {
+                return Ok(self.unread(Bytes::new(), body, None, Some(Uninspected::Unread(failure))));
+            }
+            Err(failure) => return Err(failure),
+        };
+        let too_large = Failure::BodyTooLarge { limit };
+        if body.size_hint().lower() > limit as u64 {
             return match lenient {
-                true => unread(frames, body, Failure::BodyTooLarge { limit }),
-                false => Err(Failure::BodyTooLarge { limit }),
+                true => Ok(self.unread(Bytes::new(), body, None, Some(Uninspected::Unread(too_large)))),
+                false => Err(too_large),
             };
         }
-    }
-    let raw = gather(&frames, length);
-    let plain = match coding {
-        None => Ok(raw),
-        // Inflating is work: off the reactor. The bound on the result bounds the time too.
-        Some(coding) => tokio::task::spawn_blocking(move || decode(raw, &coding, limit))
-            .await
-            .unwrap_or(Err(Failure::UnsupportedEncoding)),
-    };
-    let forward = RequestBody::Read(frames);
-    match plain {
-        Ok(plain) => Ok(ReadBody { forward, fault: None, plain: Some(plain), unread: None }),
-        Err(failure) if lenient => {
-            Ok(ReadBody { forward, fault: None, plain: None, unread: Some(Uninspected::Unread(failure)) })
+        let mut held = self.share.hold();
+        let (data, trailers) = match collect(body, limit, self.pace(), &mut held).await? {
+            Collected::Whole { data, trailers } => (data, trailers),
+            Collected::Over { first, rest } if lenient => {
+                return Ok(self.unread(held.keep(first), rest, None, Some(Uninspected::Unread(too_large))));
+            }
+            Collected::Over { .. } => return Err(too_large),
+        };
+        let (route, policy) = (self.route.clone(), self.policy.clone());
+        let job = Job { data: data.clone(), coding, charset: charset(headers), limit, route, policy };
+        let read = self.run(job, &held).await;
+        let (forward, watch) = RequestBody::read(held.keep(data), trailers);
+        let read = match read {
+            Ok(read) => read,
+            Err(failure @ Failure::Overloaded) => return Err(failure),
+            Err(failure) if lenient => Said { unread: Some(Uninspected::Unread(failure)), ..Said::default() },
+            Err(failure) => return Err(failure),
+        };
+        // The texts outlive the body: they are counted when the answer is here.
+        let texts = read.inspected.as_ref().map_or(0, Inspected::text_bytes);
+        let mut held = (texts > 0).then(|| self.share.hold());
+        if let Some(held) = &mut held {
+            held.grow(texts).await?;
         }
-        Err(failure) => Err(failure),
+        let Said { inspected, values, unread } = read;
+        Ok(ReadBody { forward, watch, inspected, values, unread, held })
+    }
+
+    fn pace(self) -> Pace {
+        let server = &self.core.server;
+        Pace {
+            min_rate: server.min_body_rate,
+            grace: server.body_grace,
+            total: server.body_timeout,
+            idle: self.core.upstream.idle_timeout,
+        }
+    }
+
+    /// Inspecting is work: that of a large body is done off the reactor, and so is inflating one. Few are at it at once,
+    /// and one of a client address, so that a decoded copy needs no room of its own in the budget.
+    async fn run(self, job: Job, held: &Held) -> Result<Said, Failure> {
+        if job.coding.is_none() && job.data.len() <= INLINE {
+            return job.run();
+        }
+        let slot = held.inspection().await?;
+        let inspecting = tokio::task::spawn_blocking(move || {
+            let said = job.run();
+            drop(slot);
+            said
+        });
+        inspecting.await.unwrap_or(Err(Failure::Malformed("the body can't be read")))
     }
 }
 
-fn gather(frames: &VecDeque<Frame<Bytes>>, length: usize) -> Bytes {
-    let mut pieces = frames.iter().filter_map(Frame::data_ref);
-    match (pieces.next(), pieces.next()) {
-        (None, _) => Bytes::new(),
-        (Some(only), None) => only.clone(),
-        (Some(first), Some(second)) => {
-            let mut whole = BytesMut::with_capacity(length);
-            for piece in [first, second].into_iter().chain(pieces) {
-                whole.extend_from_slice(piece);
-            }
-            whole.freeze()
-        }
+/// What a body says.
+#[derive(Debug, Default)]
+struct Said {
+    inspected: Option<Inspected>,
+    values: Vec<Option<Value>>,
+    unread: Option<Uninspected>,
+}
+
+/// A body to be inspected.
+struct Job {
+    data: Bytes,
+    coding: Option<HeaderValue>,
+    charset: Option<String>,
+    limit: usize,
+    route: Arc<Route>,
+    policy: Arc<Policy>,
+}
+
+impl Job {
+    fn run(self) -> Result<Said, Failure> {
+        let plain = match &self.coding {
+            Some(coding) => decode(&self.data, coding, self.limit)?,
+            None => Cow::Borrowed(&self.data[..]),
+        };
+        let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
+        let (format, config) = (&self.route.format, &self.policy.meter);
+        let read = meter::inspect_leniently(format, config, &plain, self.charset.as_deref(), &pointers);
+        let Ok((mut inspected, json)) = read else {
+            let unread = (!plain.is_empty()).then(|| Uninspected::not_json(&plain));
+            return Ok(Said { unread, ..Said::default() });
+        };
+        inspected.session = inspected.session.map(|session| canonical(&session).into_owned());
+        // Where another parser than ours had to be followed, they are what that parser reads.
+        let values = match self.route.audit.request() {
+            Some(pointers) => meter::glean(pointers, &json),
+            None => Vec::new(),
+        };
+        Ok(Said { inspected: Some(inspected), values, unread: None })
     }
+}
+
+/// The parameter `charset` of the body's type.
+fn charset(headers: &HeaderMap) -> Option<String> {
+    let parameters = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').skip(1);
+    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
+    Some(value.trim().trim_matches('"').to_owned())
 }
 
 /// The body's coding, where it has one. Listed in several header lines, it is none that can be undone.
@@ -144,11 +218,9 @@ fn coding(headers: &HeaderMap) -> Result<Option<HeaderValue>, Failure> {
     }
 }
 
-fn decode(raw: Bytes, coding: &HeaderValue, limit: usize) -> Result<Bytes, Failure> {
-    match decode_request(&raw, Some(coding.as_bytes()), limit) {
-        Ok(Cow::Borrowed(_)) => Ok(raw.clone()),
-        Ok(Cow::Owned(plain)) => Ok(plain.into()),
-        Err(DecodeError::TooLarge) => Err(Failure::BodyTooLarge { limit }),
-        Err(DecodeError::Unsupported | DecodeError::Corrupt) => Err(Failure::UnsupportedEncoding),
-    }
+fn decode<'a>(raw: &'a [u8], coding: &HeaderValue, limit: usize) -> Result<Cow<'a, [u8]>, Failure> {
+    decode_request(raw, Some(coding.as_bytes()), limit).map_err(|error| match error {
+        DecodeError::TooLarge => Failure::BodyTooLarge { limit },
+        DecodeError::Unsupported | DecodeError::Corrupt => Failure::UnsupportedEncoding,
+    })
 }

@@ -18,7 +18,9 @@
 mod accept_encoding;
 mod audit;
 mod body;
+mod budget;
 mod charging;
+mod collect;
 mod config;
 mod connection;
 mod core;
@@ -56,6 +58,7 @@ mod upgrade;
 mod upstream;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
+pub use self::budget::Budget;
 pub use self::config::{
     BodyConfig, CutConfig, DrainConfig, Enforce, IdentifyConfig, JwtKey, ModelConfig, PathMatch, RouteConfig,
     ServerConfig, SourceConfig, UpstreamConfig,

@@ -4,8 +4,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
-use super::body::{Body, ClientFault, RequestBody};
+use super::body::{Body, BodyWatch, RequestBody};
 use super::core::Policy;
+use super::departure::Departure;
 use super::failure::Failure;
 use super::headers::{remove_hop_by_hop, restrict_trailers};
 use super::pause::Idle;
@@ -20,7 +21,7 @@ pub(crate) async fn pass(
     upstream: &Upstream,
     policy: &Policy,
     mut request: Request<RequestBody>,
-    fault: Option<ClientFault>,
+    watch: Option<BodyWatch>,
     idle: std::time::Duration,
     offer: Option<Offer>,
 ) -> Result<Response<Body>, Failure> {
@@ -28,7 +29,7 @@ pub(crate) async fn pass(
     if let Some(offer) = &offer {
         offer.put(request.headers_mut());
     }
-    let response = upstream.send(request, fault).await?;
+    let response = upstream.send(request, watch, &Departure::default()).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switch(response, offer, None);
     }

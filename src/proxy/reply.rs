@@ -48,7 +48,7 @@ pub(crate) fn reply(
             });
             set_rate_limits(headers, &refusal.standings, now);
         }
-        Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable => {
+        Failure::Draining | Failure::QuotaUnavailable | Failure::TenantUnavailable | Failure::Overloaded => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         Failure::TokenInvalid => {

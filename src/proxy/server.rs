@@ -31,6 +31,16 @@ use crate::net::while_taken;
 use crate::record::Hub;
 use crate::telemetry::bump;
 
+/// What a stream of HTTP/2 may send, and is sent, that the other side has not taken yet.
+const STREAM_WINDOW: u32 = 64 << 10;
+
+/// The same of all streams of a connection: what nobody reads (its request waits for memory, or the service for time)
+/// leaves room for the others.
+const CONNECTION_WINDOW: u32 = 512 << 10;
+
+/// Streams of a connection at once.
+const MAX_STREAMS: u32 = 100;
+
 /// A worker's view of the gateway.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -75,7 +85,11 @@ impl Worker {
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(server.header_timeout);
+            .keep_alive_interval(server.header_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(STREAM_WINDOW as usize);
         let hub = Hub::new(core.recorder.clone());
         Ok(Self { core, hub, upstream, http1, http2, not_http })
     }
@@ -102,6 +116,13 @@ impl Worker {
         self.core.metrics.misleading_headers.inc_by(misleading);
         let caller = set_forwarding(&mut head.headers, peer, &self.core.server.trusted_proxies);
         let id = request_id(&mut head.headers);
+        let share = self.core.budget.share(caller.client);
+        let _head = match share.head(&head) {
+            Ok(taken) => taken,
+            Err(failure) => {
+                return self.reply(&failure, Some(id), &head.uri, head.headers.get(header::ORIGIN), None);
+            }
+        };
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
         let origin = head.headers.get(header::ORIGIN).cloned();
         let target = head.uri.clone();
@@ -123,7 +144,7 @@ impl Worker {
                 let (policy, arrival) = (Guard::into_inner(policy), Arrival::now());
                 let (core, hub, upstream) = (&self.core, &self.hub, &self.upstream);
                 let id = id.clone();
-                Exchange { core, hub, upstream, policy, route, segments, caller, id, arrival, offer }
+                Exchange { core, hub, upstream, policy, route, segments, caller, share, id, arrival, offer }
                     .run(head, body)
                     .await
             }
@@ -213,6 +234,7 @@ fn check_framing(headers: &header::HeaderMap) -> Result<(), Failure> {
     match (encodings.next(), encodings.next()) {
         (None, _) => Ok(()),
         (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Failure::Malformed("the Transfer-Encoding is not just chunked")),
+        // RFC 9112, section 6.1
+        _ => Err(Failure::UnknownTransferCoding),
     }
 }

@@ -74,6 +74,8 @@ pub struct Leasing {
     /// The events of former runs, while they are not all written.
     former: Option<Written>,
     run: u64,
+    /// The run has lost its leases, and no other can be begun.
+    void: bool,
     began: Instant,
     /// Before the last successful round was sent.
     heard: Instant,
@@ -108,6 +110,7 @@ impl Leasing {
             runs,
             mark,
             run,
+            void: false,
             began: now,
             heard: now,
             last: now,
@@ -182,6 +185,12 @@ impl Leasing {
     }
 
     async fn ask(&mut self, pending: &Pending) -> Result<super::lease::Grants, LeaseError> {
+        if self.void {
+            self.begin_run();
+        }
+        if self.void {
+            return Err(LeaseError::Unavailable("this replica has no run to ask for".into()));
+        }
         let round = self.rounds.next();
         let mut answer = self.source.lease(round, &pending.asks);
         match timeout(self.config.slow.min(self.heard_for()), &mut answer).await {
@@ -228,11 +237,20 @@ impl Leasing {
     fn begin_run(&mut self) {
         match (self.runs)() {
             Ok(run) => {
-                self.run = run;
+                (self.run, self.void) = (run, false);
                 self.former = Some((self.mark)());
                 self.rounds.begin_run(run);
             }
-            Err(why) => tracing::error!(why, "a new run can't be begun"),
+            Err(why) => {
+                if !std::mem::replace(&mut self.void, true) {
+                    tracing::error!(
+                        why,
+                        "the number of this replica's run can't be kept: its leases are void, and it asks for none until it can"
+                    );
+                }
+                // Others may have been given what this run held.
+                self.rounds.begin_run(self.run);
+            }
         }
     }
 

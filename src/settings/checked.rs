@@ -227,6 +227,9 @@ fn check(
     let prices = prices::prices(&root);
     let admin = tenants::admin(report, environment, server.as_ref().map(|(_, admin)| *admin));
     drop(root);
+    if let (Some((server, _)), Some(routes)) = (&server, &routes) {
+        warn_of_bodies(report, server, routes);
+    }
 
     let (data_dir, record) = data?;
     let database = database?;
@@ -265,6 +268,22 @@ fn check(
         warnings: Vec::new(),
         environment: Arc::default(),
     })
+}
+
+/// A body that one client address can never hold is a 413, whatever its route allows.
+fn warn_of_bodies(report: &Report<'_>, server: &proxy::ServerConfig, routes: &[proxy::RouteConfig]) {
+    let share = server.max_client_buffered_bytes / 4 * 3;
+    for route in routes {
+        if let proxy::BodyConfig::Json { max_bytes } = route.body
+            && max_bytes > share
+        {
+            report.warn(format!(
+                "the route {}: max_body_bytes = {max_bytes} is more than one client address may hold ({share} bytes, three \
+                 quarters of server.max_client_buffered_bytes): larger bodies are refused; raise it, or lower max_body_bytes",
+                route.path
+            ));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -53,6 +53,25 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
     // hyper refuses to run with a buffer of less than 8 KiB.
     let max_header_bytes = table.key("max_header_bytes").memory(8 * KIB..=16 * MIB);
     let max_headers = table.key("max_headers").count(1..=10_000);
+    let buffered = table.key("max_buffered_bytes");
+    let max_buffered_bytes = buffered.memory(512 * KIB..=64 * GIB);
+    let shared = table.key("max_client_buffered_bytes");
+    let max_client_buffered_bytes = shared.memory(64 * KIB..=64 * GIB);
+    if let (Some(whole), Some(share)) = (max_buffered_bytes, max_client_buffered_bytes)
+        && share > whole
+    {
+        shared.fault("is more than server.max_buffered_bytes: a share can't be larger than the whole");
+    }
+    // A quarter is for heads and small bodies; one head must always fit, with what its lines cost beside their bytes.
+    if let (Some(head), Some(share)) = (max_header_bytes, max_client_buffered_bytes)
+        && share / 8 < head
+    {
+        shared.fault("is less than 8 times server.max_header_bytes: a large head would never fit");
+    }
+    let buffer_wait = table.key("buffer_wait").duration(Duration::ZERO..=60 * SECOND);
+    let min_body_rate = table.key("min_body_rate").memory(0..=GIB);
+    let body_grace = table.key("body_grace").duration(MS..=HOUR);
+    let body_timeout = table.key("body_timeout").duration(MS..=DAY);
     let max_drains = table.key("max_drains").count(0..=1_000_000);
     let drain_timeout = table.key("drain_timeout").duration(Duration::ZERO..=DAY);
     let trusted_proxies = table.key("trusted_proxies").strings(units::network);
@@ -67,6 +86,12 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
         upgrade_idle_timeout: upgrade_idle_timeout?,
         max_header_bytes: max_header_bytes?,
         max_headers: max_headers?,
+        max_buffered_bytes: max_buffered_bytes?,
+        max_client_buffered_bytes: max_client_buffered_bytes?,
+        buffer_wait: buffer_wait?,
+        min_body_rate: min_body_rate? as u64,
+        body_grace: body_grace?,
+        body_timeout: body_timeout?,
         max_drains: max_drains?,
         drain_timeout: drain_timeout?,
         trusted_proxies: trusted_proxies?,
@@ -111,12 +136,14 @@ pub(super) fn upstream(root: &Table<'_>, listen: Option<SocketAddr>) -> Option<p
     let first_byte_timeout = table.key("first_byte_timeout").duration(MS..=LONGEST);
     let idle_timeout = table.key("idle_timeout").duration(MS..=LONGEST);
     let pool_idle = table.key("pool_idle").count(0..=1_000_000);
+    let via = table.key("via").parse("a string", units::via);
     Some(proxy::UpstreamConfig {
         url: url?,
         connect_timeout: connect_timeout?,
         first_byte_timeout: first_byte_timeout?,
         idle_timeout: idle_timeout?,
         pool_idle: pool_idle?,
+        via: via?,
     })
 }
 

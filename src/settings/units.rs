@@ -139,6 +139,17 @@ pub(super) fn upstream_url(text: &str) -> Result<http::Uri, String> {
     Ok(uri)
 }
 
+/// How a hop is named in `Via`: a host, or a name that stands for one (RFC 9110, section 7.6.3). Empty is no name.
+pub(super) fn via(text: &str) -> Result<Option<String>, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&byte);
+    match text.bytes().all(fits) {
+        true => Ok((!text.is_empty()).then(|| text.to_owned())),
+        false => {
+            Err(format!("{text:?} can't stand in a Via header: write a name such as \"tollgate\", or a host"))
+        }
+    }
+}
+
 /// Where alerts are sent. The message never repeats any of it: what follows the host may be a secret.
 pub(super) fn webhook_url(text: &str) -> Result<http::Uri, String> {
     let example = "write https://HOST/PATH or http://HOST:PORT/PATH";

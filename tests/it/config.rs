@@ -773,6 +773,51 @@ fn listeners_that_can_not_both_be_had_are_a_fault() {
 }
 
 #[test]
+fn the_memory_for_requests_and_the_pace_of_bodies_are_read_and_checked() {
+    let server = load("").server;
+    assert_eq!((server.max_buffered_bytes, server.max_client_buffered_bytes), (256 << 20, 64 << 20));
+    assert_eq!((server.buffer_wait.as_secs(), server.min_body_rate), (5, 1024));
+    assert_eq!((server.body_grace.as_secs(), server.body_timeout.as_secs()), (30, 300));
+    let none = load("[server]\nmin_body_rate = \"0B\"\nbuffer_wait = \"0ms\"\n").server;
+    assert_eq!((none.min_body_rate, none.buffer_wait.as_secs()), (0, 0));
+    for (key, text, words) in [
+        ("max_client_buffered_bytes", "max_client_buffered_bytes = \"1GiB\"", "larger than the whole"),
+        (
+            "max_client_buffered_bytes",
+            "max_client_buffered_bytes = \"256KiB\"",
+            "a large head would never fit",
+        ),
+        ("max_buffered_bytes", "max_buffered_bytes = \"1KiB\"\nmax_client_buffered_bytes = \"512KiB\"", ""),
+        ("body_grace", "body_grace = \"0s\"", ""),
+    ] {
+        let faults = File::with(&format!("[server]\n{text}\n")).faults();
+        let fault = faults.iter().find(|fault| fault.1 == format!("server.{key}"));
+        assert!(fault.is_some_and(|fault| fault.2.contains(words)), "{text}: {faults:?}");
+    }
+}
+
+#[test]
+fn a_body_that_no_address_may_hold_is_warned_of() {
+    let route = |bytes: &str| {
+        let text = format!("[[routes]]\npath = \"/large\"\nmax_body_bytes = \"{bytes}\"\n");
+        load(&text).warnings().into_iter().filter(|warning| warning.contains("max_body_bytes")).count()
+    };
+    assert_eq!([route("48MiB"), route("60MiB")], [0, 1]);
+}
+
+#[test]
+fn a_name_for_via_is_a_token_or_a_host() {
+    let via = |name: &str| File::with(&format!("[upstream]\nvia = \"{name}\"\n"));
+    assert_eq!(load("").upstream.via, None);
+    for name in ["tollgate", "gate.example:8080", "[::1]:80"] {
+        assert_eq!(via(name).load(&Environment::new()).unwrap().upstream.via.as_deref(), Some(name));
+    }
+    for name in ["two words", "a, b", "a(b)"] {
+        assert_eq!(via(name).faults()[0].1, "upstream.via", "{name}");
+    }
+}
+
+#[test]
 fn an_upstream_that_is_the_gateway_itself_is_a_fault() {
     let loops = |url: &str| {
         let text = format!("[upstream]\nurl = \"{url}\"\n[server]\nlisten = \"0.0.0.0:8080\"\n");

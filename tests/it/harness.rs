@@ -8,6 +8,7 @@ mod cable;
 mod client;
 mod gateway;
 mod http2;
+mod streams;
 mod upstream;
 mod wire;
 
@@ -15,6 +16,7 @@ pub(crate) use cable::Cable;
 pub(crate) use client::{Client, Data, Ended, RequestText, Response, request};
 pub(crate) use gateway::{TestGateway, batch, batch_answer, chat, gateway, gateway_to};
 pub(crate) use http2::ask_http2;
+pub(crate) use streams::Http2;
 pub(crate) use upstream::{Answer, Request, Step, Upstream, answer};
 pub(crate) use wire::{Header, event, json_events};
 

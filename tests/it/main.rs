@@ -18,6 +18,7 @@ mod formats;
 mod gateway;
 mod harness;
 mod limits;
+mod memory;
 mod nginx;
 mod outages;
 mod overrides;

@@ -13,6 +13,7 @@ mod leaving;
 mod process;
 pub(crate) mod program;
 mod restart;
+mod sending;
 mod unsent;
 mod upstream;
 

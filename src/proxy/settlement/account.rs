@@ -13,6 +13,7 @@ use crate::model::event::{EventType, Outcome};
 use crate::model::quota::Amounts;
 use crate::model::tenant::TenantId;
 use crate::proxy::audit::{Bearer, Trail};
+use crate::proxy::budget::Held;
 use crate::proxy::charging::Basis;
 use crate::proxy::core::{Core, Policy};
 use crate::proxy::cut::CutEvent;
@@ -65,6 +66,9 @@ pub(crate) struct Subject {
     pub(crate) content_length: Option<u64>,
     /// Why the request's body was not read, where it has one.
     pub(crate) unread: Option<&'static str>,
+    /// The memory of what was taken from the body.
+    #[expect(dead_code, reason = "held for as long as the account is open")]
+    pub(crate) held: Option<Held>,
     /// It only asks how many tokens a text has.
     pub(crate) only_counts: bool,
 }

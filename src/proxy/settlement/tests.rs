@@ -18,7 +18,7 @@ use crate::model::tokens::{TokenSource, TokenUsage};
 use crate::proxy::charging::{Basis, Unread};
 use crate::proxy::forwarding::Caller;
 use crate::proxy::model_name::Expected;
-use crate::proxy::{Drains, PolicyParts};
+use crate::proxy::{Budget, Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
 use crate::settings::Settings;
@@ -48,7 +48,9 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
         meter: settings.meter.clone(),
     });
     let runtime = tokio::runtime::Handle::current();
+    let budget = Budget::new(&settings.server, 1, metrics.clone());
     let core = Core {
+        budget,
         policy: ArcSwap::from_pointee(policy.unwrap()),
         directory: Directory::new(settings.directory.clone(), None, runtime, metrics.clone()),
         overrides: Overrides::new(),
@@ -56,7 +58,7 @@ fn core_with<const N: usize>(data: &std::path::Path, variables: [(&str, &str); N
         strangers: crate::proxy::Strangers::default(),
         refusals: crate::proxy::Refusals::default(),
         recorder,
-        counter: Counter::start(1, 16),
+        counter: Counter::start(1, 16, 1 << 20),
         metrics,
         server: settings.server.clone(),
         upstream: settings.upstream.clone(),
@@ -92,6 +94,7 @@ fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
         values: Vec::new(),
         content_length: None,
         unread: None,
+        held: None,
         only_counts: false,
     };
     let hub = Hub::new(core.recorder.clone());

@@ -2,6 +2,7 @@
 //! when the test says so. The clock is the test's, so that no test waits for anything.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -97,12 +98,15 @@ struct Replica {
 impl Replica {
     /// `serve_alone` as with `on_outage = "open"`; without it as with `"lease"` and `"closed"`.
     fn new(serve_alone: bool) -> Self {
+        Self::with(LeaseConfig { serve_alone, ..LeaseConfig::default() }, Arc::new(|| Ok(1)))
+    }
+
+    fn with(config: LeaseConfig, runs: Runs) -> Self {
         let (statements, arriving) = mpsc::unbounded_channel();
         let database = Arc::new(Database { statements, hangs: Mutex::new(false) });
         let metrics = Metrics::new();
         let enforcer = Enforcer::new(metrics.clone());
-        let config = LeaseConfig { serve_alone, ..LeaseConfig::default() };
-        let (runs, mark): (Runs, Mark) = (Arc::new(|| Ok(1)), Arc::new(|| Box::new(|| true)));
+        let mark: Mark = Arc::new(|| Box::new(|| true));
         let leasing = Leasing::new(enforcer.clone(), database.clone(), config, runs, mark).unwrap();
         enforcer.stand(Footing::Leased);
         let stop = CancellationToken::new();
@@ -147,6 +151,37 @@ impl Replica {
         assert!(is_over(&request.await.unwrap()));
         at
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_over_spends_nothing_though_no_other_can_be_numbered() {
+    let full = Arc::new(AtomicBool::new(false));
+    let last = AtomicU64::new(0);
+    let disk = full.clone();
+    let runs: Runs = Arc::new(move || match disk.load(Ordering::Relaxed) {
+        true => Err("the disk is full".to_owned()),
+        false => Ok(last.fetch_add(1, Ordering::Relaxed) + 1),
+    });
+    let reclaim_after = Some(Duration::from_secs(2));
+    let config = LeaseConfig { serve_alone: false, reclaim_after, ..LeaseConfig::default() };
+    let (mut replica, plan) = (Replica::with(config, runs), messages(LIMIT));
+    let first = replica.request(&plan, LONG);
+    replica.statement().await.grant(4);
+    let _first = first.await.unwrap().unwrap();
+    *replica.database.hangs.lock().unwrap() = true;
+    full.store(true, Ordering::Relaxed);
+    replica.stands(Footing::CutOff).await;
+    let _second = replica.at_once(&plan).unwrap();
+    for _ in 0..3000 {
+        advance(Duration::from_millis(1)).await;
+    }
+    assert!(admit(&replica.enforcer, &plan, PATIENCE).await.is_err(), "others may have been given the rest");
+    *replica.database.hangs.lock().unwrap() = false;
+    full.store(false, Ordering::Relaxed);
+    replica.stands(Footing::Leased).await;
+    let third = replica.request(&plan, LONG);
+    replica.statement().await.grant(4);
+    third.await.unwrap().unwrap();
 }
 
 async fn admit(

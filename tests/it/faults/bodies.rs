@@ -5,7 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::{gate, gate_with, no_rows, refusal_of};
-use crate::harness::{Client, TestGateway, answer, batch_answer, request, within};
+use crate::harness::{Client, Http2, TestGateway, answer, batch_answer, request, within};
 use crate::postgres::Database;
 
 fn post(body: impl AsRef<[u8]>) -> crate::harness::RequestText {
@@ -90,6 +90,107 @@ async fn fault_20_a_truncated_body_never_becomes_a_whole_request() {
     }
     assert!(upstream.requests().iter().all(|seen| !seen.complete));
     no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_reaches_the_service_whatever_the_method() {
+    let metered = "[[routes]]\npath = \"/api/find\"\nevent = \"search\"\nformat = \"none\"\n";
+    let (upstream, database, gateway) = gate_with(|| answer(200).json(&batch_answer(7)), metered).await;
+    let body = r#"{"query": "blue"}"#;
+    let mut count = 0;
+    for path in ["/elsewhere", "/api/find"] {
+        for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PROPFIND"] {
+            if (method, path) == ("OPTIONS", "/api/find") {
+                continue;
+            }
+            let mut client = gateway.connect().await;
+            client
+                .send(
+                    request(method, path).header("x-tenant-id", "tn_find").chunked([&body[..5], &body[5..]]),
+                )
+                .await;
+            let answered = match method {
+                "HEAD" => client.read_response_to_head().await,
+                _ => client.read_response().await,
+            };
+            assert_eq!(answered.status, 200, "{method} {path}");
+            let seen = upstream.requests();
+            count += 1;
+            assert_eq!(seen.len(), count, "{method} {path}");
+            let last = &seen[count - 1];
+            assert_eq!(
+                (last.method(), &*last.body, last.complete),
+                (method, body.as_bytes(), true),
+                "{path}"
+            );
+            let mut framings =
+                [last.header("content-length"), last.header("transfer-encoding")].into_iter().flatten();
+            assert!(framings.next().is_some() && framings.next().is_none(), "{method} {path}: {}", last.head);
+        }
+    }
+    gateway.stop().await;
+    drop(database);
+}
+
+#[tokio::test]
+async fn a_body_in_http_2_reaches_the_service_whatever_the_method() {
+    let (upstream, _database, gateway) = gate().await;
+    let mut connection = Http2::connect(gateway.address).await;
+    for (place, method) in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"].into_iter().enumerate() {
+        let stream = connection.open(method, "/elsewhere", &[]);
+        stream.send("a body");
+        assert_eq!(stream.finish().await.map(|answer| answer.0), Some(200), "{method}");
+        let seen = upstream.seen(place + 1).await;
+        assert_eq!((seen[place].method(), &*seen[place].body), (method, &b"a body"[..]));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_malformed_body_of_a_get_is_the_clients_fault() {
+    let (upstream, database, gateway) = gate().await;
+    for method in ["GET", "HEAD", "DELETE"] {
+        let head = format!("{method} /elsewhere HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+        let mut client = gateway.connect().await;
+        client.send(format!("{head}2\r\n{{}}\r\nzz\r\n{{}}\r\n0\r\n\r\n")).await;
+        let refused = within("a refusal", client.read_head()).await;
+        assert_eq!(refused.status, 400, "{method}");
+    }
+    upstream.all_closed().await;
+    assert!(upstream.requests().iter().all(|seen| !seen.complete));
+    no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_transfer_coding_other_than_chunks_is_a_501() {
+    let (upstream, database, gateway) = gate().await;
+    for coding in ["gzip, chunked", "x-mine, chunked"] {
+        assert_eq!(
+            refusal_of(&gateway, format!("{CHAT}transfer-encoding: {coding}\r\n\r\n0\r\n\r\n")).await,
+            501
+        );
+    }
+    assert_eq!(upstream.connections(), 0);
+    no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn what_has_no_body_is_given_none() {
+    let (upstream, _database, gateway) = gate().await;
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
+        let mut client = gateway.connect().await;
+        client.send(request(method, "/elsewhere")).await;
+        assert_eq!(client.read_head().await.status, 200);
+    }
+    for seen in upstream.requests() {
+        assert_eq!(
+            (seen.header("content-length"), seen.header("transfer-encoding")),
+            (None, None),
+            "{}",
+            seen.head
+        );
+    }
+    gateway.stop().await;
 }
 
 /// What names no tenant to a parser that we know of, or a different one to each.

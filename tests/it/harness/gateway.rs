@@ -161,6 +161,11 @@ impl TestGateway {
         within(name, async { while self.metric(name).await < value {} }).await;
     }
 
+    /// Waits until a metric is as `is` has it.
+    pub(crate) async fn until_metric_is(&self, name: &str, is: impl Fn(f64) -> bool) {
+        within(name, async { while !is(self.metric(name).await) {} }).await;
+    }
+
     /// Replaces what the test added to the config file.
     pub(crate) fn rewrite_config(&self, toml: &str) {
         std::fs::write(self.data.path().join("tollgate.toml"), format!("{BASE}{toml}"))

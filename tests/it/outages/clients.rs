@@ -37,7 +37,7 @@ async fn fault_52_a_slow_body_is_a_408_where_it_is_inspected_and_never_forwarded
     let mut client = setup.gateway.connect().await;
     client.send(begun("/upload")).await;
     let response = client.read_response().await;
-    assert_eq!(response.status, 400, "{}", response.text());
+    assert_eq!(response.status, 408, "{}", response.text());
     client.read_to_end().await;
     setup.upstream.all_closed().await;
     assert!(setup.upstream.requests().iter().all(|request| !request.complete));

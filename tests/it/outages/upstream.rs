@@ -93,7 +93,11 @@ async fn fault_34_garbage_instead_of_a_status_line_is_a_502() {
     {
         setup.upstream.answer_with(move |_| raw_then_close(garbage));
         let (response, row) = setup.chat(&format!("tn_garbage_{number}")).await;
-        assert_eq!(response.status, 502, "{garbage:?}");
+        assert_eq!(
+            (response.status, response.json()["code"].clone()),
+            (502, json!("upstream_invalid")),
+            "{garbage:?}"
+        );
         assert_eq!(core(&row), came_to("upstream_error", 502, 0, "none"), "{garbage:?}");
     }
     setup.stop().await;
@@ -279,6 +283,38 @@ async fn fault_44_a_connection_that_went_stale_is_replaced_unseen() {
         setup.upstream.all_closed().await;
     }
     assert_eq!(setup.upstream.requests().len(), 5, "none was sent twice");
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_of_doubtful_length_is_a_502() {
+    let setup = Setup::new(|| raw("")).await;
+    for (number, framing) in [
+        "content-length: 2, 2",
+        "content-length: 2\r\ncontent-length: 2",
+        "content-length: 2\r\ncontent-length: 3",
+        "content-length: +2",
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: gzip",
+        "transfer-encoding: identity",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = if framing.contains("chunked") { "2\r\n{}\r\n0\r\n\r\n" } else { "{}" };
+        setup
+            .upstream
+            .answer_with(move |_| raw_then_close(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{body}")));
+        let (response, row) = setup.chat(&format!("tn_doubtful_{number}")).await;
+        assert_eq!(
+            (response.status, response.json()["code"].clone()),
+            (502, json!("upstream_invalid")),
+            "{framing:?}"
+        );
+        assert_eq!(core(&row), came_to("upstream_error", 502, 0, "none"), "{framing:?}");
+        assert_eq!(setup.gateway.ask(request("GET", "/other")).await.status, 502, "{framing:?}");
+    }
     setup.stop().await;
 }
 
