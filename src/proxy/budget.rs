@@ -4,7 +4,8 @@
 //! 1. Memory is taken as bytes arrive, in steps, never by a declared length: a client that announces much and sends
 //!    nothing holds nothing. Requests that each hold a part and wait for the rest of it can't block each other for
 //!    ever, because every wait is bounded: whoever waited in vain is refused, and gives back what it held.
-//! 2. A quarter is for heads and for the beginnings of bodies, so that large bodies never keep small calls waiting.
+//! 2. An eighth is for heads, which can't wait, and an eighth for the beginnings of bodies, so that large bodies never keep
+//!    small calls waiting, nor slow ones the heads. What outlives its body (texts to be counted) is of neither.
 //! 3. First come, first served, and a client address first waits for its own share: who waits there stands in nobody
 //!    else's way.
 //! 4. What is taken is given back when the last reference to the bytes is gone, not when somebody says so.
@@ -32,10 +33,9 @@ const LINE: usize = 64;
 /// The room for bytes of requests.
 #[derive(Debug)]
 pub struct Budget {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
-    /// Bytes of one client address, of each of the two.
-    share: (usize, usize),
+    rooms: Rooms,
+    /// Bytes of one client address.
+    share: Sizes,
     wait: Duration,
     /// Bodies inspected off the reactor at once.
     inspections: Arc<Semaphore>,
@@ -45,13 +45,41 @@ pub struct Budget {
     notice: Notice,
 }
 
+/// Bytes for heads, for the beginnings of bodies, and for all else.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    heads: usize,
+    small: usize,
+    large: usize,
+}
+
+impl Sizes {
+    fn of(bytes: usize) -> Self {
+        let eighth = bytes / 8;
+        Self { heads: eighth, small: eighth, large: bytes - 2 * eighth }
+    }
+}
+
+#[derive(Debug)]
+struct Rooms {
+    heads: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Rooms {
+    fn new(sizes: Sizes) -> Self {
+        let room = |bytes| Arc::new(Semaphore::new(bytes));
+        Self { heads: room(sizes.heads), small: room(sizes.small), large: room(sizes.large) }
+    }
+}
+
 /// The part of one client address.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
     key: IpAddr,
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    rooms: Rooms,
     inspections: Arc<Semaphore>,
 }
 
@@ -82,14 +110,11 @@ pub(crate) struct InspectionSlot {
 impl Budget {
     /// The room that `config` gives, for a machine of `cores` cores.
     pub fn new(config: &ServerConfig, cores: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        let halves = |bytes: usize| (bytes / 4, bytes - bytes / 4);
-        let whole = halves(config.max_buffered_bytes);
         // The other half of the cores is left to the reactors.
         let inspections = (cores / 2).max(1);
         Arc::new(Self {
-            small: Arc::new(Semaphore::new(whole.0)),
-            large: Arc::new(Semaphore::new(whole.1)),
-            share: halves(config.max_client_buffered_bytes.min(config.max_buffered_bytes)),
+            rooms: Rooms::new(Sizes::of(config.max_buffered_bytes)),
+            share: Sizes::of(config.max_client_buffered_bytes.min(config.max_buffered_bytes)),
             wait: config.buffer_wait,
             inspections: Arc::new(Semaphore::new(inspections)),
             inspections_share: (inspections / 2).max(1),
@@ -109,8 +134,7 @@ impl Budget {
         let share = Arc::new(Share {
             budget: self.clone(),
             key,
-            small: Arc::new(Semaphore::new(self.share.0)),
-            large: Arc::new(Semaphore::new(self.share.1)),
+            rooms: Rooms::new(self.share),
             inspections: Arc::new(Semaphore::new(self.inspections_share)),
         });
         shares.insert(key, Arc::downgrade(&share));
@@ -154,12 +178,12 @@ impl Share {
     pub(crate) fn head(self: &Arc<Self>, head: &Parts) -> Result<impl Send + Sync + use<>, Failure> {
         let lines = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + LINE);
         let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-        let bytes = (lines.sum::<usize>() + target).min(self.budget.share.0 / 2);
+        let bytes = (lines.sum::<usize>() + target).min(self.budget.share.heads);
         let mut taken = Taken { permits: None, metrics: self.budget.metrics.clone() };
-        match taken.try_take(&self.small, &self.budget.small, bytes) {
-            true => Ok((taken, self.clone())),
-            false => Err(self.budget.refuse("head")),
-        }
+        let (own, whole) = (&self.rooms, &self.budget.rooms);
+        let room = taken.try_take(&own.heads, &whole.heads, bytes)
+            || taken.try_take(&own.large, &whole.large, bytes);
+        if room { Ok((taken, self.clone())) } else { Err(self.budget.refuse("head")) }
     }
 
     /// Memory for a body, of which nothing is taken yet.
@@ -175,17 +199,29 @@ impl Held {
     /// # Errors
     /// 413: so many bytes are never one client's. 503: there was no room for too long.
     pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), Failure> {
+        let beginning = SMALL.min(self.share.budget.share.small);
+        self.take(bytes.min(beginning), bytes.saturating_sub(beginning)).await
+    }
+
+    /// What is taken from the body and held until its call is over: none of the room for beginnings.
+    ///
+    /// # Errors
+    /// As [`Held::grow`].
+    pub(crate) async fn outlive(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.take(0, bytes).await
+    }
+
+    async fn take(&mut self, small: usize, large: usize) -> Result<(), Failure> {
         let share = self.share.clone();
-        let budget = &share.budget;
-        // Half of the room for small things: the other half has its head.
-        let beginning = SMALL.min(budget.share.0 / 2);
-        let (small, large) = (bytes.min(beginning), bytes.saturating_sub(beginning));
-        if large > budget.share.1 {
-            return Err(Failure::BodyTooLarge { limit: budget.share.1 + beginning });
+        let (budget, own, whole) = (&share.budget, &share.rooms, &share.budget.rooms);
+        if large > budget.share.large {
+            return Err(Failure::BodyTooLarge { limit: budget.share.large + budget.share.small.min(SMALL) });
         }
         let mut patience = self.patience;
-        let grown = self.small.take(&share.small, &budget.small, small, &mut patience).await
-            && self.large.take(&share.large, &budget.large, large, &mut patience).await;
+        // Where the room for beginnings is full, they are as everything else.
+        let begun = self.small.try_take(&own.small, &whole.small, small);
+        let rest = if begun { large } else { large + small - self.small.bytes() };
+        let grown = self.large.take(&own.large, &whole.large, rest, &mut patience).await;
         self.patience = patience;
         if grown { Ok(()) } else { Err(budget.refuse("body")) }
     }
@@ -194,14 +230,22 @@ impl Held {
     ///
     /// # Errors
     /// 503: there was no room for too long.
-    pub(crate) async fn inspection(&self) -> Result<InspectionSlot, Failure> {
+    pub(crate) async fn inspection(&mut self) -> Result<InspectionSlot, Failure> {
         let budget = &self.share.budget;
+        let waiting = Instant::now();
         let (own, whole) = (self.share.inspections.clone(), budget.inspections.clone());
         let permits = async { Some((own.acquire_owned().await.ok()?, whole.acquire_owned().await.ok()?)) };
-        match tokio::time::timeout(self.patience, permits).await {
+        let taken = tokio::time::timeout(self.patience, permits).await;
+        self.patience = self.patience.saturating_sub(waiting.elapsed());
+        match taken {
             Ok(Some(permits)) => Ok(InspectionSlot { _permits: permits }),
             _ => Err(budget.refuse("inspection")),
         }
+    }
+
+    /// Nothing yet, of the same client address, with what is left of the time to wait.
+    pub(crate) fn another(&self) -> Self {
+        Self { patience: self.patience, ..self.share.hold() }
     }
 
     /// Binds it to `bytes`: it is given back with the last reference to them.

@@ -200,9 +200,17 @@ impl Exchange<'_> {
         Ok(Response::from_parts(answer, body.into()))
     }
 
-    /// A request whose body is too large or can't be decoded leaves a row, where its tenant is known without it.
+    /// A request whose body is too large, too slow, finds no room or can't be decoded leaves a row, where its tenant is
+    /// known without it.
     async fn unread(&mut self, failure: Failure, head: &Parts, early: Result<Early, Rejection>) -> Failure {
-        if !matches!(failure, Failure::BodyTooLarge { .. } | Failure::UnsupportedEncoding) {
+        let leaves_row = matches!(
+            failure,
+            Failure::BodyTooLarge { .. }
+                | Failure::UnsupportedEncoding
+                | Failure::Overloaded
+                | Failure::BodyTimeout
+        );
+        if !leaves_row {
             return failure;
         }
         match self.tenancy(head, early, None).await {

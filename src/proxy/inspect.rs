@@ -116,7 +116,8 @@ impl Reader<'_> {
         };
         let (route, policy) = (self.route.clone(), self.policy.clone());
         let job = Job { data: data.clone(), coding, charset: charset(headers), limit, route, policy };
-        let read = self.run(job, &held).await;
+        let read = self.run(job, &mut held).await;
+        let texts_room = held.another();
         let (forward, watch) = RequestBody::read(held.keep(data), trailers);
         let read = match read {
             Ok(read) => read,
@@ -126,9 +127,9 @@ impl Reader<'_> {
         };
         // The texts outlive the body: they are counted when the answer is here.
         let texts = read.inspected.as_ref().map_or(0, Inspected::text_bytes);
-        let mut held = (texts > 0).then(|| self.share.hold());
+        let mut held = (texts > 0).then_some(texts_room);
         if let Some(held) = &mut held {
-            held.grow(texts).await?;
+            held.outlive(texts).await?;
         }
         let Said { inspected, values, unread } = read;
         Ok(ReadBody { forward, watch, inspected, values, unread, held })
@@ -146,7 +147,7 @@ impl Reader<'_> {
 
     /// Inspecting is work: that of a large body is done off the reactor, and so is inflating one. Few are at it at once,
     /// and one of a client address, so that a decoded copy needs no room of its own in the budget.
-    async fn run(self, job: Job, held: &Held) -> Result<Said, Failure> {
+    async fn run(self, job: Job, held: &mut Held) -> Result<Said, Failure> {
         if job.coding.is_none() && job.data.len() <= INLINE {
             return job.run();
         }

@@ -35,11 +35,11 @@ use crate::telemetry::bump;
 const STREAM_WINDOW: u32 = 64 << 10;
 
 /// The same of all streams of a connection: what nobody reads (its request waits for memory, or the service for time)
-/// leaves room for the others.
-const CONNECTION_WINDOW: u32 = 512 << 10;
+/// leaves room for the others, as long as fewer than 16 streams are not read.
+const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Streams of a connection at once.
-const MAX_STREAMS: u32 = 100;
+const MAX_STREAMS: u32 = 200;
 
 /// A worker's view of the gateway.
 #[derive(Debug)]

@@ -329,7 +329,6 @@ fn check(headers: &HeaderMap) -> Result<(), Failure> {
     } else {
         return Ok(());
     };
-    tracing::warn!(why, "an answer of the upstream is not valid and was not passed on");
     Err(Failure::UpstreamInvalid(why.into()))
 }
 

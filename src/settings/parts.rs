@@ -62,7 +62,7 @@ pub(super) fn server(root: &Table<'_>) -> Option<(proxy::ServerConfig, SocketAdd
     {
         shared.fault("is more than server.max_buffered_bytes: a share can't be larger than the whole");
     }
-    // A quarter is for heads and small bodies; one head must always fit, with what its lines cost beside their bytes.
+    // An eighth is for heads; one must always fit, with what its lines cost beside their bytes.
     if let (Some(head), Some(share)) = (max_header_bytes, max_client_buffered_bytes)
         && share / 8 < head
     {

@@ -83,11 +83,40 @@ async fn a_share_is_forgotten_with_the_last_that_has_it() {
 async fn few_inspect_at_once_and_one_of_an_address() {
     let (budget, _) = budget("0ms");
     let held = |client| budget.share(address(client)).hold();
-    let (one, two) = (held("192.0.2.1"), held("192.0.2.2"));
+    let (mut one, mut two) = (held("192.0.2.1"), held("192.0.2.2"));
     let first = one.inspection().await.unwrap();
     assert!(one.inspection().await.is_err(), "one of an address");
     let _second = two.inspection().await.unwrap();
     assert!(held("192.0.2.3").inspection().await.is_err(), "half of four cores");
     drop(first);
     held("192.0.2.3").inspection().await.unwrap();
+}
+
+fn head(bytes: usize) -> Parts {
+    let request = http::Request::get("/").header("x-long", "x".repeat(bytes)).body(()).unwrap();
+    request.into_parts().0
+}
+
+#[tokio::test]
+async fn beginnings_of_bodies_and_texts_leave_heads_their_room() {
+    let (budget, _) = budget("0ms");
+    let mut held = Vec::new();
+    for client in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        let share = budget.share(address(client));
+        loop {
+            let mut body = share.hold();
+            if body.grow(16 * KIB).await.is_err() {
+                break;
+            }
+            held.push(body);
+        }
+        let mut texts = share.hold();
+        assert_eq!(texts.outlive(16 * KIB).await, Err(Failure::Overloaded));
+        assert!(share.head(&head(20 * KIB)).is_ok(), "{client}");
+    }
+    // Where only beginnings have no room left, they take what is left of the rest, and so do heads.
+    held.truncate(4);
+    let share = budget.share(address("192.0.2.9"));
+    let heads: Vec<_> = (0..10).map(|_| share.head(&head(20 * KIB))).collect();
+    assert!(heads.iter().all(Result::is_ok));
 }

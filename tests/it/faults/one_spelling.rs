@@ -113,7 +113,7 @@ async fn spellings_of_a_tenant_share_one_quota_wherever_they_stand() {
     let sources = "[{ header = \"x-tenant-id\" }, { query = \"tenant\" }, { json = \"/tenantId\" }]";
     let limit = format!(
         "[overrides.\"{}\"]\nchat_messages_per_day = 3\n[[routes]]\npath = \"/t/{{tenant}}/chat\"\n\
-         event = \"chat_message\"\nsources = [{{ path = \"tenant\" }}]\n[[routes]]\npath = \"/api/widget/chat\"\n\
+         event = \"chat_message\"\ncharge = true\nsources = [{{ path = \"tenant\" }}]\n[[routes]]\npath = \"/api/widget/chat\"\n\
          event = \"chat_message\"\n",
         TENANT.to_uppercase()
     );
