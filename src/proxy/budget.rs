@@ -5,7 +5,7 @@
 //!    nothing holds nothing. Requests that each hold a part and wait for the rest of it can't block each other for
 //!    ever, because every wait is bounded: whoever waited in vain is refused, and gives back what it held.
 //! 2. An eighth is for heads, which can't wait, and an eighth for the beginnings of bodies, so that large bodies never keep
-//!    small calls waiting, nor slow ones the heads. What outlives its body (texts to be counted) is of neither.
+//!    small calls waiting, nor slow ones the heads. Where either is full, it is as everything else.
 //! 3. First come, first served, and a client address first waits for its own share: who waits there stands in nobody
 //!    else's way.
 //! 4. What is taken is given back when the last reference to the bytes is gone, not when somebody says so.
@@ -203,18 +203,19 @@ impl Held {
         self.take(bytes.min(beginning), bytes.saturating_sub(beginning)).await
     }
 
-    /// What is taken from the body and held until its call is over: none of the room for beginnings.
+    /// What is taken from the body and held until its call is over: of the room for beginnings as long as it has some, so
+    /// that who holds a body need not wait behind those that wait for theirs.
     ///
     /// # Errors
     /// As [`Held::grow`].
     pub(crate) async fn outlive(&mut self, bytes: usize) -> Result<(), Failure> {
-        self.take(0, bytes).await
+        self.take(bytes, 0).await
     }
 
     async fn take(&mut self, small: usize, large: usize) -> Result<(), Failure> {
         let share = self.share.clone();
         let (budget, own, whole) = (&share.budget, &share.rooms, &share.budget.rooms);
-        if large > budget.share.large {
+        if large > budget.share.large || small > budget.share.large {
             return Err(Failure::BodyTooLarge { limit: budget.share.large + budget.share.small.min(SMALL) });
         }
         let mut patience = self.patience;

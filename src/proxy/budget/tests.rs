@@ -110,8 +110,7 @@ async fn beginnings_of_bodies_and_texts_leave_heads_their_room() {
             }
             held.push(body);
         }
-        let mut texts = share.hold();
-        assert_eq!(texts.outlive(16 * KIB).await, Err(Failure::Overloaded));
+        assert_eq!(share.hold().outlive(16 * KIB).await, Err(Failure::Overloaded));
         assert!(share.head(&head(20 * KIB)).is_ok(), "{client}");
     }
     // Where only beginnings have no room left, they take what is left of the rest, and so do heads.
