@@ -1,5 +1,6 @@
 //! Who stands at the other end of a request, and what the service is told of it.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderValue};
@@ -26,11 +27,15 @@ pub(crate) fn set_forwarding(headers: &mut HeaderMap, peer: SocketAddr, trusted:
     let mut client = peer;
     let mut chain = String::new();
     if believed {
-        let said: Vec<&str> =
-            headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-        client = first_untrusted(&said, trusted).unwrap_or(peer);
-        for part in said {
-            chain.push_str(part);
+        let said: Vec<_> = headers
+            .get_all(&X_FORWARDED_FOR)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
+        let addresses = addresses(&said);
+        client = first_untrusted(&addresses, trusted).unwrap_or(peer);
+        for (element, _) in addresses.iter().rev() {
+            chain.push_str(element);
             chain.push_str(", ");
         }
     } else {
@@ -54,24 +59,26 @@ pub(crate) fn set_forwarding(headers: &mut HeaderMap, peer: SocketAddr, trusted:
     Caller { peer, client }
 }
 
-/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote. Empty elements
-/// say nothing; before one that is no address (`unknown`) nobody can be believed.
-fn first_untrusted(said: &[&str], trusted: &[IpNet]) -> Option<IpAddr> {
+/// The addresses of a chain, from its end, each with how it is written. Empty elements say nothing; before one that is no
+/// address (`unknown`) nobody can be believed, neither by us nor by the service.
+fn addresses<'a>(said: &'a [Cow<'_, str>]) -> Vec<(&'a str, IpAddr)> {
     let parts = said.iter().rev().flat_map(|value| value.rsplit(','));
-    let mut last = None;
-    for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
-        let Some(address) = address(part) else { break };
-        last = Some(address);
-        if !is_in(trusted, address) {
-            break;
-        }
-    }
-    last
+    let parts = parts.map(str::trim).filter(|part| !part.is_empty());
+    parts.map_while(|part| Some((part, address(part)?))).collect()
+}
+
+/// The last address in the chain that is no trusted proxy: whatever stands before it, the client wrote.
+fn first_untrusted(addresses: &[(&str, IpAddr)], trusted: &[IpNet]) -> Option<IpAddr> {
+    let stranger = addresses.iter().find(|(_, address)| !is_in(trusted, *address));
+    stranger.or(addresses.last()).map(|(_, address)| *address)
 }
 
 /// An element of `X-Forwarded-For`: an address, and perhaps a port, brackets, quotes or a zone, as different proxies write
 /// them. An IPv4 address within an IPv6 one is itself.
 fn address(element: &str) -> Option<IpAddr> {
+    if !element.is_ascii() {
+        return None;
+    }
     let element = element.trim_matches('"');
     let host = match element.strip_prefix('[') {
         Some(rest) => rest.split(']').next()?,
@@ -126,5 +133,25 @@ mod tests {
         assert_eq!(caller.client.to_string(), "7.7.7.7");
         assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 7.7.7.7, 10.0.0.2, 10.0.0.1");
         assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn only_addresses_are_written_on_and_none_that_stands_before_something_else() {
+        let trusted = nets(&["10.0.0.0/8"]);
+        for (said, client, written) in [
+            (&b"\xe9, 1.2.3.4"[..], "1.2.3.4", "1.2.3.4, 10.0.0.1"),
+            (b"6.6.6.6, unknown, 10.0.0.2", "10.0.0.2", "10.0.0.2, 10.0.0.1"),
+            (b"6.6.6.6, ,1.2.3.4:80,", "1.2.3.4", "6.6.6.6, 1.2.3.4:80, 10.0.0.1"),
+            (b"6.6.6.6, fe80::1%\xe9, [::1]:80", "::1", "[::1]:80, 10.0.0.1"),
+            (b"unknown", "10.0.0.1", "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_FORWARDED_FOR, HeaderValue::from_bytes(said).unwrap());
+            let caller = set_forwarding(&mut headers, "10.0.0.1:1".parse().unwrap(), &trusted);
+            assert_eq!(
+                (caller.client.to_string().as_str(), &headers["x-forwarded-for"]),
+                (client, &HeaderValue::from_static(written))
+            );
+        }
     }
 }
