@@ -1,7 +1,9 @@
 //! Which requests are metered: decided by path and method.
 //!
 //! For matching only, a path is read as lenient services read it (`spelling`); the request itself is forwarded as it
-//! came. A spelling that the service takes for the chat route and we don't would be a way round the quota.
+//! came. A spelling that the service takes for the chat route and we don't would be a way round the quota. Which of its
+//! readings the service takes we can't know: where they are of several routes, or name several things, the request is
+//! refused.
 
 use std::sync::Arc;
 
@@ -10,13 +12,14 @@ use percent_encoding::percent_decode_str;
 
 use super::audit;
 use super::config::{BodyConfig, IdentifyConfig, PathMatch, RouteConfig, SourceConfig};
+use super::failure::Failure;
 use super::headers::overriding_methods;
 use super::identify::{Rejection, Rules};
 use super::model_name::ModelRules;
 use super::notice::Notice;
 use super::origins::Origins;
 use super::pattern::{Piece, pieces};
-use super::spelling::{Reading, in_small_letters, normalise, readings};
+use super::spelling::{Reading, in_small_letters, normalise, readings, without_tails};
 use crate::meter::{Format, Formats};
 
 /// A metered route, compiled.
@@ -144,10 +147,13 @@ impl Table {
 
     /// The metered route of a request, if it is one: by its method, or by the one that a service may be told to take it
     /// for.
-    pub(crate) fn find_for(&self, head: &Parts) -> Option<Found> {
+    ///
+    /// # Errors
+    /// It is one of several, by how the service reads it.
+    pub(crate) fn find_for(&self, head: &Parts) -> Result<Option<Found>, Failure> {
         let path = head.uri.path();
-        let overridden = || overriding_methods(head).find_map(|method| self.find(&method, path));
-        self.find(head.method.as_str(), path).or_else(overridden)
+        let found = self.find(head.method.as_str(), path)?;
+        overriding_methods(head).try_fold(found, |found, method| agreed(found, self.find(&method, path)?))
     }
 
     /// Some metered route at `path`, whatever its methods: the one that a preflight asks about.
@@ -158,9 +164,12 @@ impl Table {
 
     /// The metered route of `method` at `path`. `OPTIONS` never has one: a preflight carries no tenant. Methods are compared
     /// in any case, as ASP.NET, werkzeug and Symfony compare them.
-    pub(crate) fn find(&self, method: &str, path: &str) -> Option<Found> {
+    ///
+    /// # Errors
+    /// The path has several, by how the service reads it.
+    pub(crate) fn find(&self, method: &str, path: &str) -> Result<Option<Found>, Failure> {
         if method.eq_ignore_ascii_case("OPTIONS") {
-            return None;
+            return Ok(None);
         }
         let takes = |route: &&Arc<Route>| {
             let methods = &route.config.methods;
@@ -168,9 +177,10 @@ impl Table {
         };
         let exactly = |route: &Arc<Route>| Some((route.clone(), segments_of(&route.config.path, path)?));
         if let Some((route, segments)) = self.exact.iter().filter(takes).find_map(exactly) {
-            return Some(Found { route, segments });
+            return Ok(Some(Found { route, segments }));
         }
-        readings(path).find_map(|reading| self.read_as(&reading, &takes))
+        let found = readings(path).map(|reading| self.read_as(&reading, &takes)).try_fold(None, agreed)?;
+        Ok(found.or_else(|| without_tails(path).find_map(|reading| self.read_as(&reading, &takes))))
     }
 
     /// The route of one reading of a path. The case of letters does not count, but names keep theirs.
@@ -188,6 +198,18 @@ impl Table {
         };
         let segments = found.params.iter().map(as_it_came).collect();
         Some(Found { route, segments })
+    }
+}
+
+/// What two readings of a request find, where that is one and the same.
+fn agreed(one: Option<Found>, other: Option<Found>) -> Result<Option<Found>, Failure> {
+    match (one, other) {
+        (Some(one), Some(other))
+            if !Arc::ptr_eq(&one.route, &other.route) || one.segments != other.segments =>
+        {
+            Err(Failure::Malformed("the path or the method can be read in several ways: write it plainly"))
+        }
+        (one, other) => Ok(one.or(other)),
     }
 }
 

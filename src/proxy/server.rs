@@ -131,6 +131,13 @@ impl Worker {
             Some(_) => upgrade::metered(&policy.routes, head.uri.path()),
             None => policy.routes.find_for(&head),
         };
+        let found = match found {
+            Ok(found) => found,
+            Err(failure) => {
+                self.core.metrics.bad_requests.inc();
+                return self.reply(&failure, Some(id), &target, origin.as_ref(), None);
+            }
+        };
         let metered = found.as_ref().map(|found| found.route.clone());
         // A preflight says as well who may read the answers of the route that it asks about.
         let route = metered.or_else(|| origin.as_ref().and_then(|_| policy.routes.at(head.uri.path())));

@@ -39,19 +39,22 @@ impl<'a> Reading<'a> {
 pub(crate) fn readings(path: &str) -> impl Iterator<Item = Reading<'_>> {
     let plain = std::iter::once_with(|| normalise(path));
     let more = std::iter::once_with(|| {
-        let parameters_first = without_parameters(path).map(|bare| Reading::new(resolved(&decoded(&bare))));
         let (before, _) = path.split_once(';').unzip();
         let before = before.map(|before| Reading::new(resolved(&decoded(before))));
-        parameters_first.into_iter().chain(before).chain(with_escaped_slashes(path))
+        parameters_first(path).into_iter().chain(before).chain(with_escaped_slashes(path))
     });
-    let readings = plain.chain(more.flatten());
-    let tails = std::iter::once_with(move || {
-        let tail = |reading: Reading<'_>| Some(Reading::new(without_tail(&reading.path)?));
-        tail(normalise(path))
-            .into_iter()
-            .chain(without_parameters(path).and_then(|bare| tail(Reading::new(resolved(&decoded(&bare))))))
-    });
-    readings.chain(tails.flatten())
+    plain.chain(more.flatten())
+}
+
+/// The ways to read a path for which its last segment ends earlier: for where `readings` find no route.
+pub(crate) fn without_tails(path: &str) -> impl Iterator<Item = Reading<'_>> {
+    let tail = |reading: Reading<'_>| Some(Reading::new(without_tail(&reading.path)?));
+    tail(normalise(path)).into_iter().chain(parameters_first(path).and_then(tail))
+}
+
+/// The path for a service that takes the parameters of segments off before it decodes.
+fn parameters_first(path: &str) -> Option<Reading<'static>> {
+    Some(Reading::new(resolved(&decoded(&without_parameters(path)?))))
 }
 
 /// The path as a lenient backend reads it: percent-decoded once, backslashes and repeated slashes as one slash
@@ -97,7 +100,7 @@ fn decoded(path: &str) -> Cow<'_, str> {
     Cow::Owned(percent_decode_str(&text).decode_utf8_lossy().into_owned())
 }
 
-/// The path for a service that takes the parameters of segments off before it decodes.
+/// The path without the parameters of its segments.
 fn without_parameters(path: &str) -> Option<String> {
     memchr::memchr(b';', path.as_bytes())?;
     let bare = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
@@ -175,7 +178,9 @@ mod tests {
     use super::*;
 
     fn is_chat(path: &str) -> bool {
-        readings(path).any(|reading| in_small_letters(&reading.path) == "/api/widget/chat")
+        readings(path)
+            .chain(without_tails(path))
+            .any(|reading| in_small_letters(&reading.path) == "/api/widget/chat")
     }
 
     #[test]

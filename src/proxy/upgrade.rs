@@ -13,6 +13,7 @@ use http::{Method, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
+use super::failure::Failure;
 use super::route::{Found, Table};
 use super::tunnel::Tunnel;
 
@@ -86,10 +87,13 @@ impl Offer {
 }
 
 /// The metered route of a path, whatever its methods: a handshake is a GET, also where calls are a POST.
-pub(crate) fn metered(routes: &Table, path: &str) -> Option<Found> {
+///
+/// # Errors
+/// The path has several, by how the service reads it.
+pub(crate) fn metered(routes: &Table, path: &str) -> Result<Option<Found>, Failure> {
     let methods =
         [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, query()];
-    methods.iter().find_map(|method| routes.find(method.as_str(), path))
+    methods.iter().find_map(|method| routes.find(method.as_str(), path).transpose()).transpose()
 }
 
 /// Every other method that a route may name has a constant.

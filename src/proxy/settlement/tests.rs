@@ -77,7 +77,7 @@ fn opened(core: &Arc<Core>) -> Settlement {
 
 fn opened_at(core: &Arc<Core>, arrival: Arrival) -> Settlement {
     let policy = core.policy.load_full();
-    let route = policy.routes.find("POST", "/api/widget/chat").unwrap().route;
+    let route = policy.routes.find("POST", "/api/widget/chat").unwrap().unwrap().route;
     let peer = std::net::IpAddr::from([127, 0, 0, 1]);
     let subject = Subject {
         tenant: TenantId::parse("tn_panic").ok(),

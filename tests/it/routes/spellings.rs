@@ -76,6 +76,34 @@ async fn no_spelling_that_a_service_takes_for_the_chat_goes_round_it() {
 }
 
 #[tokio::test]
+async fn what_services_take_for_two_metered_routes_is_refused() {
+    let upstream = lenient_service().await;
+    let database = shared().migrated();
+    let routes = "[[routes]]\npath = \"/api/widget/chat\"\nmethods = [\"POST\"]\nevent = \"chat_message\"\n\
+                  [[routes]]\npath = \"/api/widget/session\"\nunidentified = \"pass\"\ncharge = false\n\
+                  [[routes]]\npath = \"/t/{tenant}/ask\"\nsources = [{ path = \"tenant\" }]\n\
+                  [[routes]]\npath = \"/m\"\nmethods = [\"POST\"]\n\
+                  [[routes]]\npath = \"/m\"\nmethods = [\"PUT\"]\n";
+    let gateway = shipped(&upstream, &database, routes).await;
+    for (name, asked) in [
+        ("a chat for a session", asked("POST", "/api/widget/chat;/../session")),
+        ("a session for a chat", asked("POST", "/api/widget/session;/../chat")),
+        ("in another order", asked("POST", "/api/widget/session;a/..;b/chat")),
+        ("one tenant for another", asked("POST", "/t/tn_one/ask;/../../tn_two/ask")),
+        ("one method for another", asked("POST", "/m").header("x-http-method-override", "PUT")),
+    ] {
+        let answer = gateway.ask(asked).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("bad_request")), "{name}");
+    }
+    assert!(upstream.requests().is_empty());
+    assert_eq!(gateway.ask(asked("POST", "/api/widget/chat;/../chat")).await.status, 200, "one route");
+    gateway.ask(asked("POST", "/api/widget/chat;/../x")).await;
+    gateway.ask(asked("POST", "/m").header("x-http-method-override", "POST")).await;
+    gateway.stop().await;
+    assert_eq!(database.one("SELECT count(*) FROM tenant_usage_realtime"), "3");
+}
+
+#[tokio::test]
 async fn a_method_in_small_letters_or_overridden_is_metered_as_what_it_is_taken_for() {
     let (upstream, database, gateway) = open().await;
     let chat = "/api/widget/chat";
