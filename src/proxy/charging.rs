@@ -9,8 +9,9 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::pattern::{Piece, pieces};
 use crate::meter::{Counted, Reading, Text, split_total};
-use crate::model::event::Outcome;
+use crate::model::event::{EventType, Outcome};
 use crate::model::tokens::{TokenSource, TokenUsage};
 
 /// What happened, as far as it decides the charge.
@@ -73,22 +74,38 @@ pub(crate) fn is_failure(reading: &Reading) -> bool {
     reading.failed && !said && reading.usage.total().unwrap_or(0) == 0
 }
 
-/// Whether a call only asks how many tokens a text has, by the last segment of its path. It is a call and uses none.
+/// Whether a call only asks how many tokens a text has. It is a call and uses none.
+///
+/// The last segment of the route's own path says so; where it is the client that names it, the segment does, as the route
+/// has matched it: what else stands in the path is not looked at, since services drop it (`;v:tokenize`). A client's word
+/// is not taken on routes of embeddings, whose answers could not contradict it (`is_a_count`).
+pub(crate) fn only_counts(pattern: &str, segments: &[String], event: EventType) -> bool {
+    match pieces(pattern).filter(|piece| *piece != Piece::Literal("")).last() {
+        Some(Piece::Literal(text)) => names_a_count(text),
+        Some(Piece::Named { suffix, .. }) if names_a_count(suffix) => true,
+        Some(Piece::Named { suffix, .. }) if event != EventType::Embedding => {
+            let named = segments.last().and_then(|segment| segment.split(';').next());
+            named.is_some_and(|named| names_a_count(&format!("{named}{suffix}")))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a segment is the name of such an operation.
 ///
 /// Gemini's and Vertex AI's `:countTokens` (ai.google.dev/api/tokens), `:computeTokens`; Anthropic's
 /// `/v1/messages/count_tokens` (docs.anthropic.com/en/api/messages-count-tokens) and `count-tokens:rawPredict` on Vertex;
 /// Bedrock's `/model/{id}/count-tokens`; OpenAI's `/v1/responses/input_tokens`; `/tokenize` of vLLM,
 /// llama.cpp, TGI and Cohere; xAI's `/v1/tokenize-text`.
-pub(crate) fn only_counts(path: &str) -> bool {
+fn names_a_count(segment: &str) -> bool {
     const NAMES: [&str; 6] =
         ["counttokens", "computetokens", "inputtokens", "tokenize", "tokenizetext", "estimatetokencount"];
-    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     // Longer than any name: not worth decoding.
-    if last.len() > 512 {
+    if segment.len() > 512 {
         return false;
     }
-    let last = percent_decode_str(last).decode_utf8_lossy();
-    last.split(':').any(|verb| {
+    let segment = percent_decode_str(segment).decode_utf8_lossy();
+    segment.split(':').any(|verb| {
         let plain = |c: &char| !matches!(c, '_' | '-');
         NAMES.iter().any(|name| verb.chars().filter(plain).map(|c| c.to_ascii_lowercase()).eq(name.chars()))
     })

@@ -367,9 +367,11 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values: std::mem::take(&mut read.values),
             content_length,
+        let config = &self.route.config;
+        let only_counts = charging::only_counts(&config.path, &self.segments, config.event);
             unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread.as_ref().map(Uninspected::code)),
             held: read.held.take(),
-            only_counts: charging::only_counts(head.uri.path()),
+            only_counts,
             caller: self.caller,
             method: head.method.clone(),
             request_id: self.id.to_str().unwrap_or_default().to_owned(),

@@ -195,6 +195,19 @@ reserve_tokens = 150
 }
 
 #[tokio::test]
+async fn what_is_called_a_count_of_tokens_and_answers_with_text_is_charged_its_messages() {
+    let config = "[[routes]]\npath = \"/v1/messages/{verb}\"\nevent = \"chat_message\"\n";
+    let setup = Setup::new(config, || answer(200).json(&batch_answer(7))).await;
+    let body = json!({"messages": [{"query": "a"}, {"query": "b"}, {"query": "c"}]});
+    let ask = request("POST", "/v1/messages/tokenize").header("x-tenant-id", "tn_called").json(&body);
+    let row = setup.ask("tn_called", ask).await;
+    assert_eq!((&row["tokens_consumed"], &row["chat_messages"]), (&json!(7), &json!(3)), "{row}");
+    let messages = "SELECT to_jsonb(settled) FROM quota_usage WHERE dimension = 'chat_messages_per_day'";
+    assert_eq!(json_rows(&setup.database, messages, 1).await, [json!(3)]);
+    setup.stop().await;
+}
+
+#[tokio::test]
 async fn a_sum_alone_is_split_by_the_text_and_priced_by_both_sides() {
     let body = json!({"batch": [{"reply": "word ".repeat(300), "tokens_used": 9623}], "totalTokens": 9623});
     let setup = Setup::answering(body).await;

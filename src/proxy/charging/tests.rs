@@ -246,35 +246,48 @@ fn a_sum_alone_is_split_by_the_text_of_both_and_stays_the_sum() {
 }
 
 #[test]
-fn a_call_that_only_counts_tokens_is_known_by_the_end_of_its_path() {
+fn a_call_that_only_counts_tokens_is_known_by_the_last_segment_of_its_route() {
+    let is =
+        |pattern: &str, segment: &str| only_counts(pattern, &[segment.to_owned()], EventType::ChatMessage);
     let counting = [
-        "/v1beta/models/gemini-2.5-pro:countTokens",
-        "/v1beta/models/gemini-2.5-pro%3AcountTokens",
-        "/v1/projects/p/locations/l/publishers/google/models/m:computeTokens",
-        "/v1/publishers/anthropic/models/count-tokens:rawPredict",
-        "/v1/messages/count_tokens",
-        "/v1/messages/count_tokens/",
-        "/model/anthropic.claude/count-tokens",
-        "/v1/responses/input_tokens",
-        "/tokenize",
-        "/v1/tokenize-text",
-        "/v1/tokenizers/estimate-token-count",
+        ("/v1beta/models/{model}:countTokens", "gemini-2.5-pro"),
+        ("/v1beta/models/{model}", "gemini-2.5-pro:countTokens"),
+        ("/v1beta/models/{model}", "gemini-2.5-pro%3AcountTokens"),
+        ("/v1/projects/p/locations/l/publishers/google/models/{m}", "m:computeTokens"),
+        ("/v1/publishers/anthropic/models/{model}:rawPredict", "count-tokens"),
+        ("/v1/messages/{verb}", "count_tokens"),
+        ("/v1/messages/count_tokens", ""),
+        ("/v1/messages/count_tokens/", ""),
+        ("/model/{id}/count-tokens", "anthropic.claude"),
+        ("/v1/responses/input_tokens", ""),
+        ("/tokenize", ""),
+        ("/v1/tokenize-text", ""),
+        ("/v1/tokenizers/estimate-token-count", ""),
     ];
-    for path in counting {
-        assert!(only_counts(path), "{path}");
+    for (pattern, segment) in counting {
+        assert!(is(pattern, segment), "{pattern} {segment}");
     }
     let answering = [
-        "/v1/messages",
-        "/v1beta/models/gemini-2.5-pro:generateContent",
-        "/v1/count_tokens/chat",
-        "/api/tokenizer",
-        "/",
-        "",
-        "/v1/discount_tokens",
+        ("/v1/messages", ""),
+        ("/v1beta/models/{model}:generateContent", "gemini-2.5-pro"),
+        ("/v1/{verb}/chat", "count_tokens"),
+        ("/v1/messages/{verb}", "chat;x:tokenize"),
+        ("/api/tokenizer", ""),
+        ("/", ""),
+        ("", ""),
+        ("/v1/discount_tokens", ""),
     ];
-    for path in answering {
-        assert!(!only_counts(path), "{path}");
+    for (pattern, segment) in answering {
+        assert!(!is(pattern, segment), "{pattern} {segment}");
     }
+}
+
+#[test]
+fn a_client_cannot_call_an_embedding_a_count_and_its_route_can() {
+    let is = |pattern: &str, segment: &str| only_counts(pattern, &[segment.to_owned()], EventType::Embedding);
+    assert!(!is("/v1/models/{model}", "m:countTokens"));
+    assert!(!is("/v1/models/{model}:embedContent", "tokenize"));
+    assert!(is("/v1/models/{model}:countTokens", "m"));
 }
 
 prop_compose! {

@@ -97,7 +97,7 @@ impl Open {
     pub(super) fn settle(mut self: Box<Self>, counted: Option<Counted>) -> Records {
         let Some(close) = self.close.take() else { return Records::new() };
         let reserved = match &self.reservation {
-            Some(reservation) => reservation.amounts(),
+            Some(reservation) => self.with_items(reservation.amounts()),
             // Nothing is held where nobody is charged.
             None if !self.route.config.charge => self.expected(),
             None => Amounts::default(),
@@ -169,6 +169,17 @@ impl Open {
         let mut records: Records = event.into_iter().map(|event| Record::Usage(Box::new(event))).collect();
         records.append(&mut audits);
         records
+    }
+
+    /// What was reserved, with all that the call holds: one that was taken for a count of tokens, and answered with text,
+    /// has reserved none of its messages.
+    fn with_items(&self, reserved: Amounts) -> Amounts {
+        let held = self.expected();
+        Amounts {
+            chat_messages: reserved.chat_messages.max(held.chat_messages),
+            embeddings: reserved.embeddings.max(held.embeddings),
+            ..reserved
+        }
     }
 
     /// What is charged its reservation is not amended: where its count is not there in time, an estimate is good enough.

@@ -76,6 +76,35 @@ async fn no_spelling_that_a_service_takes_for_the_chat_goes_round_it() {
 }
 
 #[tokio::test]
+async fn no_tail_of_a_path_makes_a_call_one_that_only_counts_tokens() {
+    let upstream = Upstream::answering(|seen| match seen.target().contains("embed") {
+        true => answer(200).json(&json!({"embeddings": [[0.5], [0.25], [0.125]]})),
+        false => answer(200).json(&batch_answer(7)),
+    })
+    .await;
+    let database = shared().migrated();
+    let gateway = shipped(&upstream, &database, "").await;
+    let bearer = format!("Bearer {}", token("tn_spell", None));
+    let said = json!({
+        "texts": ["a", "b", "c"],
+        "messages": [{"query": "a"}, {"query": "b"}, {"query": "c"}],
+    });
+    let tails = [";v:tokenize", "/;count_tokens", ".x:tokenize", ";/count-tokens", "%3B:countTokens"];
+    for tail in tails {
+        for path in ["/api/embed-batch", "/api/widget/chat"] {
+            let asked = request("POST", &format!("{path}{tail}")).header("authorization", &bearer);
+            assert_eq!(gateway.ask(asked.json(&said)).await.status, 200, "{path}{tail}");
+        }
+    }
+    gateway.stop().await;
+    let rows = database.rows(
+        "SELECT api_endpoint, embeddings::text, chat_messages::text, count(*)::text FROM tenant_usage_realtime
+          GROUP BY 1, 2, 3 ORDER BY 1",
+    );
+    assert_eq!(rows, [["/api/embed-batch", "3", "0", "5"], ["/api/widget/chat", "0", "3", "5"]]);
+}
+
+#[tokio::test]
 async fn what_services_take_for_two_metered_routes_is_refused() {
     let upstream = lenient_service().await;
     let database = shared().migrated();
