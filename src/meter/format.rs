@@ -10,6 +10,7 @@ use super::pointer::{PointerError, Tree};
 use super::tokenizer::Counting;
 use super::usage::Shape;
 use super::wanted::Wanted;
+use crate::model::event::EventType;
 use action::{HeaderCount, wants};
 use pointers::{KeyError, Pointers, tokens};
 
@@ -49,6 +50,18 @@ impl Format {
     /// Whether it is one of embeddings: its requests have texts to embed, and its answers no text.
     pub fn embeds(&self) -> bool {
         self.embeds
+    }
+
+    /// Whether the member `key` of a request, whatever the case of its letters, holds what calls of `event` count: messages,
+    /// or texts to embed.
+    pub fn holds_items(&self, key: &str, event: EventType) -> bool {
+        let (node, own) = self.request.member_in_any_case(Tree::<Ask>::ROOT, key);
+        let counted = |ask: &Ask| match ask {
+            Ask::Element => event == EventType::ChatMessage,
+            Ask::Embeddings => event == EventType::Embedding,
+            _ => false,
+        };
+        own.is_some() && self.request.subtree(node).any(|node| self.request.actions(node).iter().any(counted))
     }
 
     pub(super) fn new(name: &str, parts: &[&FormatConfig]) -> Result<Self, FormatError> {

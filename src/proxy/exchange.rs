@@ -24,6 +24,7 @@ use super::forwarding::Caller;
 use super::headers::X_REQUEST_ID;
 use super::identify::{Evidence, Identity, Rejection, Tenancy, Token};
 use super::inspect::{ReadBody, Reader};
+use super::parameters;
 use super::passing::{clean, pass, prepare, switch};
 use super::refusals::Weighed;
 use super::reply::{expose_added, set_rate_limits};
@@ -90,6 +91,9 @@ impl Exchange<'_> {
             Err(rejection) if self.route.lets_pass(&rejection) => {
                 let names = self.route.sources.pointers().next().is_some();
                 read.unread.as_ref().map_or(Ok(()), |unread| unread.may_pass(names))?;
+                if parameters::may_name(&self.route, &head.uri) {
+                    return Err(self.reject(&rejection, &head, inspected.as_ref()));
+                }
                 return self.pass_unmetered(head, read).await;
             }
             Err(rejection) => return Err(self.reject(&rejection, &head, inspected.as_ref())),
@@ -354,12 +358,17 @@ impl Exchange<'_> {
             Tenancy::Known(Identity { tenant, unresolved, bearer }) => (Some(tenant), unresolved, bearer),
             Tenancy::InAnswer => (None, None, None),
         };
+        let beside = parameters::items_beside(&self.route, &head.uri);
+        inspected.messages = inspected.messages.max(beside);
+        inspected.embeddings = inspected.embeddings.max(beside);
         // By it the row finds its tenant later.
         if let Some(session) = unresolved.as_deref() {
             inspected.session = Some(session.to_owned());
         }
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
+        let config = &self.route.config;
+        let only_counts = charging::only_counts(&config.path, &self.segments, config.event);
         Subject {
             tenant,
             unresolved: unresolved.is_some(),
@@ -367,8 +376,6 @@ impl Exchange<'_> {
             segments: std::mem::take(&mut self.segments),
             values: std::mem::take(&mut read.values),
             content_length,
-        let config = &self.route.config;
-        let only_counts = charging::only_counts(&config.path, &self.segments, config.event);
             unread: self.offer.as_ref().map(|_| "upgrade").or(read.unread.as_ref().map(Uninspected::code)),
             held: read.held.take(),
             only_counts,

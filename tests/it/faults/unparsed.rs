@@ -25,6 +25,9 @@ max_body_bytes = \"64KiB\"
 path = \"/embed-20\"
 event = \"embedding\"
 unread_items = 20
+[[routes]]
+path = \"/call\"
+unidentified = \"pass\"
 ";
 
 async fn open() -> (Upstream, Database<'static>, TestGateway) {
@@ -136,8 +139,13 @@ async fn keys_in_another_case_are_read_as_a_service_that_does_not_tell_it_reads_
 }
 
 /// Bodies that some parser may take, and ours does not.
-const UNREADABLE: [&str; 5] =
-    ["{'texts': ['a', 'b']}", "// a\n{\"texts\": []}", "{\"texts\": [],}", "{\"texts\": []} {}", ")]}'\n{}"];
+const UNREADABLE: [&str; 5] = [
+    "{'texts': ['a', 'b']}",
+    "// a\n{\"texts\": []}",
+    "{\"texts\": [],}",
+    "{\"texts\": []} {}",
+    ")]}'\n{}",
+];
 
 #[tokio::test]
 async fn a_known_tenant_is_refused_or_charged_the_worst_for_what_cannot_be_read() {
@@ -189,6 +197,36 @@ async fn nobody_passes_whom_a_body_that_cannot_be_read_could_name() {
     for body in ["", "{}", "texts=a", "--x\r\n\r\nsessionId\r\n--x--"] {
         assert_eq!(gateway.ask(asked(body)).await.status, 200, "{body}");
     }
+    super::no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn texts_and_messages_in_the_query_are_counted_as_services_merge_them_with_the_body() {
+    let (_upstream, database, gateway) = open().await;
+    for (path, body) in [
+        ("/embed?texts[]=a&TEXTS%5B%5D=b&texts[2]=c&other=d&texts%5b%5d", "{}"),
+        ("/embed?texts[]=a", "{\"texts\": [\"a\", \"b\", \"c\"]}"),
+        ("/embed?text=a&xtexts[]=b&page=2", "{}"),
+    ] {
+        assert_eq!(gateway.ask(known(path, body)).await.status, 200, "{path}");
+    }
+    let chat = "/chat?messages[][query]=a&messages[][query]=b&texts[]=c";
+    assert_eq!(gateway.ask(known(chat, "{\"message\": \"hi\"}")).await.status, 200);
+    let counts = "embeddings || ' ' || chat_messages";
+    assert_eq!(counted(&database, gateway, &format!("({counts})")).await, ["4 0", "3 0", "1 0", "0 2"]);
+}
+
+#[tokio::test]
+async fn nobody_passes_whose_session_the_service_finds_in_the_query() {
+    let (upstream, database, gateway) = open().await;
+    for query in ["sessionId=s-one", "a=b&SESSION%49D=s-one", "sessionId[]=s-one"] {
+        let asked = request("POST", &format!("/embed?{query}")).body("{\"texts\": [\"a\"]}");
+        let refused = told(&gateway.ask(asked).await);
+        assert_eq!(refused, (400, "tenant_unidentified".to_owned()), "{query}");
+    }
+    assert!(upstream.requests().is_empty());
+    assert_eq!(gateway.ask(request("POST", "/embed?session=s").body("{}")).await.status, 200);
+    assert_eq!(gateway.ask(request("POST", "/call?sessionId=s-one").body("{}")).await.status, 200);
     super::no_rows(&database, gateway).await;
 }
 
