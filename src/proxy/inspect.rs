@@ -16,6 +16,7 @@ use super::collect::{Collected, Pace, collect};
 use super::config::BodyConfig;
 use super::core::{Core, Policy};
 use super::failure::Failure;
+use super::parameters;
 use super::route::Route;
 use super::uninspected::{Uninspected, is_lenient};
 use crate::meter::{self, DecodeError, Inspected, decode_request};
@@ -115,7 +116,15 @@ impl Reader<'_> {
             Collected::Over { .. } => return Err(too_large),
         };
         let (route, policy) = (self.route.clone(), self.policy.clone());
-        let job = Job { data: data.clone(), coding, charset: charset(headers), limit, route, policy };
+        let job = Job {
+            data: data.clone(),
+            coding,
+            charset: charset(headers),
+            form: is_form(headers),
+            limit,
+            route,
+            policy,
+        };
         let read = self.run(job, &mut held).await;
         let texts_room = held.another();
         let (forward, watch) = RequestBody::read(held.keep(data), trailers);
@@ -174,6 +183,7 @@ struct Job {
     data: Bytes,
     coding: Option<HeaderValue>,
     charset: Option<String>,
+    form: bool,
     limit: usize,
     route: Arc<Route>,
     policy: Arc<Policy>,
@@ -185,11 +195,17 @@ impl Job {
             Some(coding) => decode(&self.data, coding, self.limit)?,
             None => Cow::Borrowed(&self.data[..]),
         };
+        let (format, event) = (&self.route.format, self.route.config.event);
+        // Elsewhere a call is one call, whatever its form holds.
+        let form = self.form && event.counts_items();
+        if form && parameters::items(&plain, format, event) > 0 {
+            return Ok(Said { unread: Some(Uninspected::not_json(&plain, form)), ..Said::default() });
+        }
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
-        let (format, config) = (&self.route.format, &self.policy.meter);
+        let config = &self.policy.meter;
         let read = meter::inspect_leniently(format, config, &plain, self.charset.as_deref(), &pointers);
         let Ok((mut inspected, json)) = read else {
-            let unread = (!plain.is_empty()).then(|| Uninspected::not_json(&plain));
+            let unread = (!plain.is_empty()).then(|| Uninspected::not_json(&plain, form));
             return Ok(Said { unread, ..Said::default() });
         };
         inspected.session = inspected.session.map(|session| canonical(&session).into_owned());
@@ -208,6 +224,14 @@ fn charset(headers: &HeaderMap) -> Option<String> {
     let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
     Some(value.trim().trim_matches('"').to_owned())
+}
+
+/// Whether the body is a form by its type: what some services read like JSON. JSON may be sent under that name, too.
+fn is_form(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONTENT_TYPE).iter().any(|value| {
+        let kind = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        kind.contains("x-www-form-urlencoded") || kind.contains("multipart/")
+    })
 }
 
 /// The body's coding, where it has one. Listed in several header lines, it is none that can be undone.

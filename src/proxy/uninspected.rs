@@ -20,18 +20,18 @@ pub(crate) enum Uninspected {
     Unread(Failure),
     /// It is not JSON that we can read.
     NotJson {
-        /// It begins as JSON does, so another parser may read it.
-        like_json: bool,
+        /// It begins as JSON does, so another parser may read it, or it is a form, which a service may read instead.
+        legible: bool,
     },
 }
 
 impl Uninspected {
-    /// A body that is no JSON to us.
-    pub(crate) fn not_json(body: &[u8]) -> Self {
+    /// A body that is no JSON to us. `form`: it is one of which a service could read what JSON could have said.
+    pub(crate) fn not_json(body: &[u8], form: bool) -> Self {
         // Some parsers take comments, single quotes, a protecting prefix, or zero bytes before the text.
-        const BEGINS: &[u8] = b"{[\"'/)(&\0\xef\xfe\xff";
+        const BEGINS: &[u8] = b"{[\"'/#)(&\0\xef\xfe\xff";
         let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
-        Uninspected::NotJson { like_json: first.is_some_and(|byte| BEGINS.contains(byte)) }
+        Uninspected::NotJson { legible: form || first.is_some_and(|byte| BEGINS.contains(byte)) }
     }
 
     /// How a row tells it.
@@ -60,7 +60,7 @@ impl Uninspected {
     /// named one.
     pub(crate) fn may_pass(&self, body_names: bool) -> Result<(), Failure> {
         match self {
-            Uninspected::Opaque | Uninspected::NotJson { like_json: false } => Ok(()),
+            Uninspected::Opaque | Uninspected::NotJson { legible: false } => Ok(()),
             _ if !body_names => Ok(()),
             _ => Err(self.failure()),
         }

@@ -139,9 +139,10 @@ async fn keys_in_another_case_are_read_as_a_service_that_does_not_tell_it_reads_
 }
 
 /// Bodies that some parser may take, and ours does not.
-const UNREADABLE: [&str; 5] = [
+const UNREADABLE: [&str; 6] = [
     "{'texts': ['a', 'b']}",
     "// a\n{\"texts\": []}",
+    "# a\n{\"texts\": []}",
     "{\"texts\": [],}",
     "{\"texts\": []} {}",
     ")]}'\n{}",
@@ -198,6 +199,41 @@ async fn nobody_passes_whom_a_body_that_cannot_be_read_could_name() {
         assert_eq!(gateway.ask(asked(body)).await.status, 200, "{body}");
     }
     super::no_rows(&database, gateway).await;
+}
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+#[tokio::test]
+async fn a_form_that_could_name_a_tenant_and_hold_texts_does_not_pass() {
+    let (upstream, database, gateway) = open().await;
+    let asked =
+        |path: &str, kind: &str, body: &str| request("POST", path).header("content-type", kind).body(body);
+    let parts = "--x\r\ncontent-disposition: form-data; name=\"texts[]\"\r\n\r\na\r\n--x--";
+    let hidden = "{\"a\": \"&sessionId=s-one&texts[]=a&texts%5B%5D=b&\"}";
+    let forms = [
+        (FORM, "sessionId=s-one&texts[]=a&texts[]=b"),
+        ("Application/X-WWW-Form-URLencoded; charset=utf-8", "texts=a"),
+        ("multipart/form-data; boundary=x", parts),
+        (FORM, hidden),
+    ];
+    for (kind, body) in forms {
+        let refused = told(&gateway.ask(asked("/embed", kind, body)).await);
+        assert_eq!(refused, (400, "body_unreadable".to_owned()), "{kind} {body}");
+    }
+    let messages = "{\"message\": \"&messages[][query]=a&messages[][query]=b&\"}";
+    let refused = told(&gateway.ask(bearer(asked("/chat", FORM, messages), &ours())).await);
+    assert_eq!(refused, (400, "body_unreadable".to_owned()), "of a known tenant, whose row tells it");
+    assert!(upstream.requests().is_empty());
+    // One call is one call, whatever its form holds; and a client may forget to say that it sends JSON.
+    for (path, kind, body) in [
+        ("/call", FORM, forms[0].1),
+        ("/embed", "text/plain", "texts"),
+        ("/embed", FORM, "{\"texts\": [\"a & b = c\"]}"),
+    ] {
+        assert_eq!(gateway.ask(asked(path, kind, body)).await.status, 200, "{path} {body}");
+    }
+    let rows = counted(&database, gateway, "api_status_code").await;
+    assert_eq!(rows, ["400"], "the others pass");
 }
 
 #[tokio::test]
