@@ -1,6 +1,9 @@
 //! Bearer tokens: who they say is calling, and whether one that is not believed is ours all the same.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use http::header::{self, HeaderMap};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
@@ -13,6 +16,18 @@ const JWT_LEEWAY_SECONDS: u64 = 30;
 
 /// Tokens of a request whose signature is compared, to see whether one is ours. Who shows more is taken to hide one.
 const MAX_TOKENS_LOOKED_AT: usize = 8;
+
+/// Where a credential may end within a line: readers differ, and some drop what does not belong into a signature.
+const ENDS: [&[u8]; 4] = [b" \t,;\"=\x85\xa0", b",=", b",", b""];
+
+/// Takes a last character with bits that stand for nothing, as most decoders do.
+const LOOSE: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// A token that is shown and not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +56,25 @@ impl std::fmt::Debug for Verifier {
 
 fn is_bearer(credentials: &str) -> bool {
     credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+}
+
+/// The message and the signature of the token that a piece of a line ends with. The message must be as it was signed; the
+/// signature is read as the laxest decoders do: in either alphabet, whatever stands between its characters or after it.
+fn written(piece: &[u8]) -> Option<(&str, String)> {
+    let in_alphabet = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let dot = memchr::memrchr(b'.', piece)?;
+    let (head, signature) = (&piece[..dot], &piece[dot + 1..]);
+    let begin = head.iter().rposition(|byte| !in_alphabet(byte) && *byte != b'.').map_or(0, |at| at + 1);
+    let message = std::str::from_utf8(&head[begin..]).ok().filter(|message| message.contains('.'))?;
+    let url_safe = signature.iter().map(|byte| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        other => *other,
+    });
+    let mut characters: Vec<u8> = url_safe.filter(in_alphabet).collect();
+    // One character alone is less than a byte.
+    characters.truncate(characters.len() - usize::from(characters.len() % 4 == 1));
+    Some((message, URL_SAFE_NO_PAD.encode(LOOSE.decode(characters).ok()?)))
 }
 
 /// The algorithms that take the key of `algorithm`.
@@ -105,22 +139,31 @@ impl Verifier {
     /// signature is by our key. A service may go by another line, part or scheme than we do, or take a token that we refuse.
     fn has_ours(&self, headers: &HeaderMap) -> bool {
         let Some(key) = &self.key else { return false };
-        let lines = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        let words = lines.flat_map(|line| line.split(|byte| b" \t,;\"=".contains(byte)));
-        let tokens = words.filter_map(|word| std::str::from_utf8(word).ok());
-        let mut tokens =
-            tokens.filter_map(|word| word.rsplit_once('.').filter(|(head, _)| head.contains('.')));
-        let is_ours = |(message, signature): (&str, &str)| {
-            // By the algorithm that its head names; one whose head only other parsers can read, by any.
-            let named = jsonwebtoken::decode_header(format!("{message}.{signature}")).map(|head| head.alg);
-            let by_our_key = |algorithm: &&Algorithm| {
-                named.as_ref().map_or(true, |named| named == *algorithm)
-                    && jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, **algorithm)
-                        .unwrap_or(false)
-            };
-            self.family.iter().any(|algorithm| by_our_key(&algorithm))
+        let mut seen = Vec::new();
+        for line in headers.get_all(header::AUTHORIZATION) {
+            let pieces = ENDS.iter().flat_map(|ends| line.as_bytes().split(|byte| ends.contains(byte)));
+            for token in pieces.filter_map(written) {
+                if seen.contains(&token) {
+                    continue;
+                }
+                if seen.len() == MAX_TOKENS_LOOKED_AT || self.is_signed(&token, key) {
+                    return true;
+                }
+                seen.push(token);
+            }
+        }
+        false
+    }
+
+    /// By the algorithm that its head names; one whose head only other parsers can read, by any.
+    fn is_signed(&self, (message, signature): &(&str, String), key: &DecodingKey) -> bool {
+        let named = jsonwebtoken::decode_header(format!("{message}.{signature}")).map(|head| head.alg);
+        let by_our_key = |algorithm: &&Algorithm| {
+            named.as_ref().map_or(true, |named| named == *algorithm)
+                && jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, **algorithm)
+                    .unwrap_or(false)
         };
-        tokens.by_ref().take(MAX_TOKENS_LOOKED_AT).any(is_ours) || tokens.next().is_some()
+        self.family.iter().any(|algorithm| by_our_key(&algorithm))
     }
 
     fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {

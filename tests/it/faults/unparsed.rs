@@ -192,6 +192,25 @@ async fn nobody_passes_whom_a_body_that_cannot_be_read_could_name() {
     super::no_rows(&database, gateway).await;
 }
 
+/// The same signature by another last character: it has two bits that stand for nothing.
+fn respelt(token: &str) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (start, last) = token.split_at(token.len() - 1);
+    let at = ALPHABET.iter().position(|byte| [*byte] == last.as_bytes()).expect("base64url");
+    format!("{start}{}", char::from(ALPHABET[at ^ 1]))
+}
+
+/// A token whose signature has characters that base64 writes otherwise, written so.
+fn in_the_other_alphabet() -> String {
+    let tokens = (0..).map(|n| token(&claims("tn_one", 3600 + n)));
+    let mut parts = tokens.filter_map(|token| {
+        let (message, signature) = token.rsplit_once('.')?;
+        let other = signature.replace('-', "+").replace('_', "/");
+        (other != signature).then(|| format!("{message}.{other}"))
+    });
+    parts.next().expect("one of them has such a character")
+}
+
 #[tokio::test]
 async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
     let (upstream, database, gateway) = open().await;
@@ -215,6 +234,19 @@ async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
         ("without a scheme", shown(&good)),
         ("after a tab", shown(&format!("Bearer\t{good}"))),
         ("with padding", bearer(embed(), &format!("{good}="))),
+        ("with padding and more", bearer(embed(), &format!("{good}=x"))),
+        ("with a bit that stands for nothing", bearer(embed(), &respelt(&good))),
+        ("in the other alphabet", bearer(embed(), &in_the_other_alphabet())),
+        (
+            "with what decoders drop",
+            bearer(embed(), &format!("{}~{}", &good[..good.len() - 9], &good[good.len() - 9..])),
+        ),
+        (
+            "with a space within",
+            bearer(embed(), &format!("{} {}", &good[..good.len() - 9], &good[good.len() - 9..])),
+        ),
+        ("after a space that is not ASCII", bearer(embed(), &format!("\u{a0}{good}"))),
+        ("after a line end of Latin-1", bearer(embed(), &format!("\u{85}{good}"))),
         ("among many", shown(&format!("Bearer {}{good}", "a.b.c,".repeat(20)))),
     ] {
         assert_eq!(told(&gateway.ask(asked).await), (401, "token_invalid".to_owned()), "{name}");
