@@ -38,6 +38,16 @@ pub(crate) enum Unbelieved {
     Ours,
 }
 
+/// What the credentials of a request are.
+enum Shown {
+    /// None, or none of the scheme that tokens have.
+    Nothing,
+    /// A valid token that names no tenant.
+    Other,
+    /// A valid token, and whose it is.
+    Tenant(TenantId, Bearer),
+}
+
 /// Verifies bearer tokens.
 pub(crate) struct Verifier {
     claim: String,
@@ -127,11 +137,15 @@ impl Verifier {
         Ok(Verifier { claim: claim.to_owned(), key, family: family(algorithm), validation })
     }
 
-    /// The tenant of the request's bearer token; `None` when it has none.
+    /// The tenant of the request's bearer token; `None` when it has none, or one that is valid and names no tenant: the
+    /// service has such tokens for others than tenants.
     pub(crate) fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
         match self.shown(headers) {
-            Err(Unbelieved::Foreign) | Ok(None) if self.has_ours(headers) => Err(Unbelieved::Ours),
-            shown => shown,
+            Ok(Shown::Tenant(tenant, bearer)) => Ok(Some((tenant, bearer))),
+            Ok(Shown::Other) => Ok(None),
+            Err(_) | Ok(Shown::Nothing) if self.has_ours(headers) => Err(Unbelieved::Ours),
+            Ok(Shown::Nothing) => Ok(None),
+            Err(unbelieved) => Err(unbelieved),
         }
     }
 
@@ -166,9 +180,9 @@ impl Verifier {
         self.family.iter().any(|algorithm| by_our_key(&algorithm))
     }
 
-    fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
+    fn shown(&self, headers: &HeaderMap) -> Result<Shown, Unbelieved> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let Some(value) = values.next() else { return Ok(None) };
+        let Some(value) = values.next() else { return Ok(Shown::Nothing) };
         let invalid = Unbelieved::Foreign;
         if values.next().is_some() {
             return Err(invalid);
@@ -178,7 +192,7 @@ impl Verifier {
         if !scheme.eq_ignore_ascii_case("bearer") {
             // Two credentials in one line: which of them the service behind goes by is not for us to guess.
             let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
-            return if joined { Err(invalid) } else { Ok(None) };
+            return if joined { Err(invalid) } else { Ok(Shown::Nothing) };
         }
         let Some(key) = &self.key else { return Err(invalid) };
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
@@ -188,11 +202,12 @@ impl Verifier {
             return Err(invalid);
         }
         let mut claims = claims.claims;
-        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
+        let Some(tenant) = claims.get(&self.claim) else { return Ok(Shown::Other) };
+        let tenant = tenant.as_str().and_then(|id| TenantId::parse(id).ok());
         let subject = match claims.remove("sub") {
             Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
             _ => None,
         };
-        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
+        tenant.map(|tenant| Shown::Tenant(tenant, Bearer { subject })).ok_or(invalid)
     }
 }

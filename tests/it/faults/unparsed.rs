@@ -259,6 +259,29 @@ async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
 }
 
 #[tokio::test]
+async fn a_valid_token_that_names_no_tenant_is_no_credential_of_ours() {
+    let (_upstream, database, gateway) = open().await;
+    let exp = jiff::Timestamp::now().as_second() + 3600;
+    let internal = token(&json!({"role": "admin", "exp": exp}));
+    let embed = || request("POST", "/embed").body("{\"texts\": [\"a\"]}");
+    assert_eq!(gateway.ask(bearer(embed(), &internal)).await.status, 200, "it passes");
+    let chat = request("POST", "/chat").body("{\"sessionId\": \"s-one\", \"message\": \"hi\"}");
+    assert_eq!(gateway.ask(bearer(chat, &internal)).await.status, 200, "the session names the tenant");
+    let nobody = gateway.ask(bearer(request("POST", "/chat").body("{}"), &internal)).await;
+    assert_eq!(told(&nobody), (400, "tenant_unidentified".to_owned()));
+    for (name, asked) in [
+        ("expired", bearer(embed(), &token(&json!({"role": "admin", "exp": exp - 7200})))),
+        ("without an end", bearer(embed(), &token(&json!({"role": "admin"})))),
+        ("the claim is no text", bearer(embed(), &token(&json!({"tenantId": null, "exp": exp})))),
+        ("beside one that names one", bearer(bearer(embed(), &internal), &ours())),
+        ("before one that names one", bearer(embed(), &format!("{internal}, Bearer {}", ours()))),
+    ] {
+        assert_eq!(told(&gateway.ask(asked).await), (401, "token_invalid".to_owned()), "{name}");
+    }
+    assert_eq!(counted(&database, gateway, "tenant_id").await, ["tn_one"]);
+}
+
+#[tokio::test]
 async fn a_parameter_in_another_case_names_the_tenant_too_and_two_name_none() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
     let database = shared().database();
