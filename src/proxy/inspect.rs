@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::body::{BodyWatch, RequestBody};
 use super::budget::{Held, Share};
+use super::charset;
 use super::collect::{Collected, Pace, collect};
 use super::config::BodyConfig;
 use super::core::{Core, Policy};
@@ -115,7 +116,14 @@ impl Reader<'_> {
             Collected::Over { .. } => return Err(too_large),
         };
         let (route, policy) = (self.route.clone(), self.policy.clone());
-        let job = Job { data: data.clone(), coding, charset: charset(headers), limit, route, policy };
+        let job = Job {
+            data: data.clone(),
+            coding,
+            charset_is_read: charset::is_read(headers),
+            limit,
+            route,
+            policy,
+        };
         let read = self.run(job, &mut held).await;
         let texts_room = held.another();
         let (forward, watch) = RequestBody::read(held.keep(data), trailers);
@@ -173,7 +181,7 @@ struct Said {
 struct Job {
     data: Bytes,
     coding: Option<HeaderValue>,
-    charset: Option<String>,
+    charset_is_read: bool,
     limit: usize,
     route: Arc<Route>,
     policy: Arc<Policy>,
@@ -185,9 +193,13 @@ impl Job {
             Some(coding) => decode(&self.data, coding, self.limit)?,
             None => Cow::Borrowed(&self.data[..]),
         };
+        if !self.charset_is_read && !plain.is_empty() {
+            // In another coding it may well be JSON.
+            return Ok(Said { unread: Some(Uninspected::NotJson { like_json: true }), ..Said::default() });
+        }
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let (format, config) = (&self.route.format, &self.policy.meter);
-        let read = meter::inspect_leniently(format, config, &plain, self.charset.as_deref(), &pointers);
+        let read = meter::inspect_leniently(format, config, &plain, &pointers);
         let Ok((mut inspected, json)) = read else {
             let unread = (!plain.is_empty()).then(|| Uninspected::not_json(&plain));
             return Ok(Said { unread, ..Said::default() });
@@ -200,14 +212,6 @@ impl Job {
         };
         Ok(Said { inspected: Some(inspected), values, unread: None })
     }
-}
-
-/// The parameter `charset` of the body's type.
-fn charset(headers: &HeaderMap) -> Option<String> {
-    let parameters = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').skip(1);
-    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
-    Some(value.trim().trim_matches('"').to_owned())
 }
 
 /// The body's coding, where it has one. Listed in several header lines, it is none that can be undone.

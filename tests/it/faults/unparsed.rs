@@ -282,6 +282,50 @@ async fn a_valid_token_that_names_no_tenant_is_no_credential_of_ours() {
 }
 
 #[tokio::test]
+async fn a_charset_that_hides_the_text_from_us_makes_it_unreadable() {
+    let (upstream, database, gateway) = open().await;
+    let shown = |request: RequestText, types: &[&str]| {
+        types.iter().fold(request, |request, value| request.header("content-type", value))
+    };
+    let hidden: [&[&str]; 9] = [
+        &["application/json; charset=utf-7"],
+        &["application/json; charset=utf-8; charset=utf-7"],
+        &["application/json; charset=\"utf-7\"; charset=utf-8"],
+        &["application/json; charset=utf-8", "application/json; charset=utf-7"],
+        &["application/json; charset=utf-8, application/json; charset=utf-7"],
+        &["application/json; CharSet = UTF-7-IMAP"],
+        &["application/json; x=\"a;b\"; charset=\"u\\tf-;7\""],
+        &["application/json; charset*=utf-8''utf-7"],
+        &["application/json; charset=Shift_JIS"],
+    ];
+    for types in hidden {
+        let known = gateway.ask(shown(known("/chat", nine("")), types)).await;
+        assert_eq!(told(&known), (400, "body_unreadable".to_owned()), "{types:?}");
+        let unknown = gateway.ask(shown(request("POST", "/embed").body("+AHs-+AH0-"), types)).await;
+        assert_eq!(told(&unknown), (400, "body_unreadable".to_owned()), "{types:?}");
+    }
+    assert!(upstream.requests().is_empty());
+    let plain = [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=\"UTF-8\"",
+        "application/json; charset=utf8; profile=\"x;y\"",
+        "application/json; charset=us-ascii",
+        "application/json; charset=ISO-8859-1",
+        "application/json; charset=windows-1252",
+        "application/json; charset=",
+        "application/json; profile=\"https://example.org/charsets\"",
+    ];
+    for value in plain {
+        assert_eq!(gateway.ask(shown(known("/chat", nine("")), &[value])).await.status, 200, "{value}");
+    }
+    let wide = shown(known("/chat", utf16(&nine(""))), &["application/json; charset=utf-16le"]);
+    assert_eq!(gateway.ask(wide).await.status, 200);
+    let expected = [vec!["0"; hidden.len()], vec!["9"; plain.len() + 1]].concat();
+    assert_eq!(counted(&database, gateway, "chat_messages").await, expected);
+}
+
+#[tokio::test]
 async fn a_parameter_in_another_case_names_the_tenant_too_and_two_name_none() {
     let upstream = Upstream::answering(|_| answer(200).json(&batch_answer(7))).await;
     let database = shared().database();
