@@ -13,6 +13,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::model::client::network;
+
 /// How fast attempts may come.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
@@ -84,14 +86,6 @@ fn key(paid: &mut HashMap<IpAddr, Instant>, peer: IpAddr, now: Instant) -> IpAdd
     }
     paid.retain(|_, due| *due > now);
     if paid.len() < MAX_PEERS { peer } else { OVERFLOW }
-}
-
-/// The address that one party controls: an IPv6 network of 64 bits is handed to single hosts.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-    }
 }
 
 #[cfg(test)]

@@ -14,26 +14,15 @@ const MAX_DEPTH: usize = 100;
 
 /// The body as strict JSON in UTF-8, where it is only one of those. Whether the result is JSON is for the parser to say.
 ///
-/// `charset` is the parameter of the body's `Content-Type`. Bytes that are not UTF-8 are replaced only where it leaves that
-/// open: in another coding they may be other characters, quotes among them.
-pub(super) fn mend(body: &[u8], charset: Option<&str>) -> Option<Vec<u8>> {
-    let text = text(body, charset)?;
-    Some(Mender::new(&text).run())
+/// Bytes that are not UTF-8 are replaced: a coding in which they may be quotes is none that is read.
+pub(super) fn mend(body: &[u8]) -> Vec<u8> {
+    Mender::new(&text(body)).run()
 }
 
-fn text<'a>(body: &'a [u8], charset: Option<&str>) -> Option<Cow<'a, str>> {
-    if let Some(wide) = Wide::of(body) {
-        return Some(Cow::Owned(wide.decode(body)));
-    }
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let open = charset.is_none_or(|charset| {
-        const LIKE_ASCII: [&str; 5] = ["utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252"];
-        LIKE_ASCII.iter().any(|known| charset.eq_ignore_ascii_case(known))
-    });
-    match std::str::from_utf8(body) {
-        Ok(text) => Some(Cow::Borrowed(text)),
-        Err(_) if open => Some(String::from_utf8_lossy(body)),
-        Err(_) => None,
+fn text(body: &[u8]) -> Cow<'_, str> {
+    match Wide::of(body) {
+        Some(wide) => Cow::Owned(wide.decode(body)),
+        None => String::from_utf8_lossy(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)),
     }
 }
 
@@ -193,7 +182,7 @@ mod tests {
     use super::*;
 
     fn mended(text: &str) -> String {
-        String::from_utf8(mend(text.as_bytes(), None).unwrap()).unwrap()
+        String::from_utf8(mend(text.as_bytes())).unwrap()
     }
 
     fn wide(text: &str, bytes: usize, big_endian: bool) -> Vec<u8> {
@@ -243,17 +232,15 @@ mod tests {
         for (bytes, big_endian) in [(2, false), (2, true), (4, false), (4, true)] {
             for marked in [text.to_owned(), format!("\u{feff}{text}")] {
                 let body = wide(&marked, bytes, big_endian);
-                assert_eq!(mend(&body, Some("utf-8")).unwrap(), text.as_bytes(), "{bytes} {big_endian}");
+                assert_eq!(mend(&body), text.as_bytes(), "{bytes} {big_endian}");
             }
         }
-        assert_eq!(mend(&wide("{}", 2, false), None).unwrap(), b"{}");
+        assert_eq!(mend(&wide("{}", 2, false)), b"{}");
     }
 
     #[test]
-    fn bytes_that_are_not_utf_8_are_replaced_where_they_can_be_nothing_else() {
+    fn bytes_that_are_not_utf_8_are_replaced() {
         let body = b"{\"a\":\"\x83\\\"\"}";
-        assert_eq!(mend(body, None).unwrap(), "{\"a\":\"\u{fffd}\\\"\"}".as_bytes());
-        assert_eq!(mend(body, Some("UTF-8")).unwrap(), mend(body, None).unwrap());
-        assert_eq!(mend(body, Some("Shift_JIS")), None);
+        assert_eq!(mend(body), "{\"a\":\"\u{fffd}\\\"\"}".as_bytes());
     }
 }

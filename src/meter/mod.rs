@@ -102,22 +102,20 @@ pub fn inspect(
 }
 
 /// The same for a body that its sender may have written for a parser that takes more than ours. Also gives the JSON that
-/// was read: the body, or what it means.
+/// was read: the body, or what it means. Its characters must be in a Unicode coding, or one that is ASCII where JSON is.
 ///
 /// # Errors
-/// The body is no JSON to a parser that we know of, or none that we can read; `charset` is the parameter of its
-/// `Content-Type`.
+/// The body is no JSON to a parser that we know of, or none that we can read.
 pub fn inspect_leniently<'a>(
     format: &Format,
     config: &Config,
     body: &'a [u8],
-    charset: Option<&str>,
     pointers: &[&str],
 ) -> Result<(Inspected, Cow<'a, [u8]>), NotJson> {
     if let Ok(inspected) = inspect(format, config, body, pointers) {
         return Ok((inspected, Cow::Borrowed(body)));
     }
-    let mended = mend::mend(body, charset).ok_or(NotJson)?;
+    let mended = mend::mend(body);
     Ok((inspect(format, config, &mended, pointers)?, Cow::Owned(mended)))
 }
 

@@ -3,6 +3,7 @@
 //! No clock, no async, no I/O: whoever needs "now" is handed it.
 
 pub mod billing;
+pub mod client;
 pub mod event;
 pub mod intent;
 pub mod pattern;

@@ -11,7 +11,7 @@
 //! 4. What is taken is given back when the last reference to the bytes is gone, not when somebody says so.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::config::ServerConfig;
 use super::failure::Failure;
 use super::notice::Notice;
+use crate::model::client::network;
 use crate::telemetry::{Metrics, bump};
 
 /// The beginning of a body, which is taken from the room for small things.
@@ -153,13 +154,6 @@ impl Budget {
             );
         }
         Failure::Overloaded
-    }
-}
-
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address => address,
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Policy {
     pub(crate) prices: PriceTable,
     pub(crate) meter: meter::Config,
     look_ups: Vec<(String, Arc<str>)>,
+    /// Of each route that has some: its path, and a look-up of its sessions.
+    session_look_ups: Vec<(String, Arc<str>)>,
 }
 
 /// The config key of the look-up of plans.
@@ -80,7 +82,7 @@ impl PolicyError {
 impl Policy {
     /// Checks and compiles a policy.
     pub fn new(parts: PolicyParts<'_>) -> Result<Self, PolicyError> {
-        let look_ups = look_ups(&parts);
+        let (look_ups, session_look_ups) = (look_ups(&parts), session_look_ups(&parts));
         let mut rules = Rules::new(parts.identify, &[]).map_err(PolicyError::Sources)?;
         for route in parts.routes {
             rules.also_strip(route.sources.iter().flatten()).map_err(PolicyError::Routes)?;
@@ -94,6 +96,7 @@ impl Policy {
             prices: parts.prices,
             meter: parts.meter,
             look_ups,
+            session_look_ups,
         })
     }
 
@@ -102,24 +105,42 @@ impl Policy {
         self.look_ups.iter().map(|(key, query)| (key.as_str(), query))
     }
 
-    /// Those of them that find a session's tenant.
-    pub fn session_look_ups(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.look_ups().filter(|(key, _)| *key != PLAN_QUERY).map(|(_, query)| query)
+    /// Those of them that find the tenant of a session that called `endpoint`, the path of a route; of all routes where
+    /// none has that path.
+    pub fn session_look_ups(&self, endpoint: &str) -> Vec<&Arc<str>> {
+        let of_route =
+            self.session_look_ups.iter().filter(|(path, _)| path == endpoint).map(|(_, query)| query);
+        let of_route: Vec<_> = of_route.collect();
+        if !of_route.is_empty() {
+            return of_route;
+        }
+        self.look_ups().filter(|(key, _)| *key != PLAN_QUERY).map(|(_, query)| query).collect()
     }
 }
 
-fn look_ups(parts: &PolicyParts<'_>) -> Vec<(String, Arc<str>)> {
-    let query = |source: &SourceConfig| match source {
+fn session_query(source: &SourceConfig) -> Option<Arc<str>> {
+    match source {
         SourceConfig::Session { query, .. } => Some(query.clone()),
         _ => None,
+    }
+}
+
+fn session_look_ups(parts: &PolicyParts<'_>) -> Vec<(String, Arc<str>)> {
+    let of_route = |route: &RouteConfig| {
+        let sources = route.sources.as_ref().unwrap_or(&parts.identify.sources);
+        sources.iter().filter_map(session_query).map(|query| (route.path.clone(), query)).collect::<Vec<_>>()
     };
+    parts.routes.iter().flat_map(of_route).collect()
+}
+
+fn look_ups(parts: &PolicyParts<'_>) -> Vec<(String, Arc<str>)> {
     let plan = parts.identify.plan_query.clone().map(|query| (PLAN_QUERY.to_owned(), query));
     let lists = [("tenant".to_owned(), &parts.identify.sources)];
     let own = parts.routes.iter().enumerate();
     let own = own.filter_map(|(at, route)| Some((format!("routes[{at}]"), route.sources.as_ref()?)));
     let sessions = lists.into_iter().chain(own).flat_map(|(owner, sources)| {
         let key = move |at| format!("{owner}.sources[{at}].session.query");
-        sources.iter().enumerate().filter_map(move |(at, source)| Some((key(at), query(source)?)))
+        sources.iter().enumerate().filter_map(move |(at, source)| Some((key(at), session_query(source)?)))
     });
     let mut all: Vec<(String, Arc<str>)> = Vec::new();
     for (key, query) in plan.into_iter().chain(sessions) {

@@ -284,6 +284,7 @@ impl Exchange<'_> {
             headers: &head.headers,
             target: &head.uri,
             peer: self.caller.peer,
+            client: self.caller.client,
             body: inspected,
             segments: &self.segments,
         };
@@ -355,23 +356,23 @@ impl Exchange<'_> {
         read: &mut ReadBody,
     ) -> Subject {
         let (tenant, unresolved, bearer) = match tenancy {
-            Tenancy::Known(Identity { tenant, unresolved, bearer }) => (Some(tenant), unresolved, bearer),
-            Tenancy::InAnswer => (None, None, None),
+            Tenancy::Known(Identity { tenant, unresolved, session, bearer }) => {
+                // By it the row finds its tenant later, and the service its session.
+                inspected.session = session.map(String::from).or(inspected.session);
+                (Some(tenant), unresolved, bearer)
+            }
+            Tenancy::InAnswer => (None, false, None),
         };
         let beside = parameters::items_beside(&self.route, &head.uri);
         inspected.messages = inspected.messages.max(beside);
         inspected.embeddings = inspected.embeddings.max(beside);
-        // By it the row finds its tenant later.
-        if let Some(session) = unresolved.as_deref() {
-            inspected.session = Some(session.to_owned());
-        }
         let content_length = text(head, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let model = self.route.model.expected(&self.segments, inspected.model.as_deref());
         let config = &self.route.config;
         let only_counts = charging::only_counts(&config.path, &self.segments, config.event);
         Subject {
             tenant,
-            unresolved: unresolved.is_some(),
+            unresolved,
             bearer,
             segments: std::mem::take(&mut self.segments),
             values: std::mem::take(&mut read.values),

@@ -60,8 +60,10 @@ enum Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) tenant: TenantId,
-    /// The session that could not be looked up: `tenant` stands for all such sessions.
-    pub(crate) unresolved: Option<Box<str>>,
+    /// Its session could not be looked up: `tenant` stands for all such sessions.
+    pub(crate) unresolved: bool,
+    /// The session as the service knows it, where that is not the canonical id; as it came, where that is not known.
+    pub(crate) session: Option<Box<str>>,
     /// The token, where it named the tenant.
     pub(crate) bearer: Option<Bearer>,
 }
@@ -128,6 +130,7 @@ pub(crate) struct Evidence<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) target: &'a Uri,
     pub(crate) peer: IpAddr,
+    pub(crate) client: IpAddr,
     /// `None`: the body is not JSON.
     pub(crate) body: Option<&'a Inspected>,
     /// The segments of the path that the route has names for.
@@ -242,7 +245,8 @@ impl Rules {
         if evidence.body.is_some_and(|body| body.ambiguous) {
             return Err(Rejection::Ambiguous);
         }
-        let known = |tenant| Ok(Tenancy::Known(Identity { tenant, unresolved: None, bearer: None }));
+        let known =
+            |tenant| Ok(Tenancy::Known(Identity { tenant, unresolved: false, session: None, bearer: None }));
         for source in &self.sources {
             match source {
                 Source::Jwt(verifier) => {
@@ -252,15 +256,17 @@ impl Rules {
                 }
                 Source::Session { at, query } => {
                     let Some(session) = evidence.value(*at, &mut missing) else { continue };
-                    match look_up(directory, query, session).await {
+                    let client = Some(evidence.client);
+                    let (answer, spelling) = directory.look_up_session(query, session, client).await;
+                    match answer {
                         Answer::Known(tenant) => match by_token {
                             Some((token, bearer)) if TenantId::parse(&tenant).as_ref() == Ok(&token) => {
-                                return by_bearer(token, bearer);
+                                return by_session(token, &spelling, Some(bearer));
                             }
                             Some((token, _)) => {
                                 return Err(Rejection::Mismatch { token, session: session.to_owned() });
                             }
-                            None => return tenant_id(&tenant).and_then(known),
+                            None => return by_session(tenant_id(&tenant)?, &spelling, None),
                         },
                         Answer::Absent => missing = UNKNOWN_SESSION,
                         Answer::Unavailable(fault) => {
@@ -305,8 +311,8 @@ impl Rules {
         match unanswered {
             Some((Fault::Busy, _)) => Err(Rejection::Busy),
             Some((Fault::Away | Fault::Broken, session)) => {
-                let (tenant, unresolved) = (TenantId::unresolved(), Some(canonical(session).into()));
-                Ok(Tenancy::Known(Identity { tenant, unresolved, bearer: None }))
+                let (tenant, session) = (TenantId::unresolved(), Some(session.into()));
+                Ok(Tenancy::Known(Identity { tenant, unresolved: true, session, bearer: None }))
             }
             None if missing == UNKNOWN_SESSION && self.unknown_session_not_found => {
                 Err(Rejection::UnknownSession)
@@ -329,7 +335,12 @@ impl<'a> Evidence<'a> {
 }
 
 fn by_bearer(tenant: TenantId, bearer: Bearer) -> Result<Tenancy, Rejection> {
-    Ok(Tenancy::Known(Identity { tenant, unresolved: None, bearer: Some(bearer) }))
+    Ok(Tenancy::Known(Identity { tenant, unresolved: false, session: None, bearer: Some(bearer) }))
+}
+
+fn by_session(tenant: TenantId, session: &str, bearer: Option<Bearer>) -> Result<Tenancy, Rejection> {
+    let session = (canonical(session) != session).then(|| session.into());
+    Ok(Tenancy::Known(Identity { tenant, unresolved: false, session, bearer }))
 }
 
 fn header_name(name: &str) -> Result<HeaderName, String> {
@@ -338,16 +349,6 @@ fn header_name(name: &str) -> Result<HeaderName, String> {
 
 fn tenant_id(text: &str) -> Result<TenantId, Rejection> {
     TenantId::parse(text).map_err(|_| Rejection::Unidentified("what names it is not a tenant id"))
-}
-
-/// Looks a session up by its canonical id, and where that is not known, by the id as it came: a service may keep its
-/// UUIDs as texts, in another spelling.
-async fn look_up(directory: &Arc<Directory>, query: &Arc<str>, session: &str) -> Answer {
-    let id = canonical(session);
-    match directory.look_up(query, &id).await {
-        Answer::Absent if id != session => directory.look_up(query, session).await,
-        answer => answer,
-    }
 }
 
 fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Rejection> {

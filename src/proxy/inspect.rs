@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::body::{BodyWatch, RequestBody};
 use super::budget::{Held, Share};
+use super::charset;
 use super::collect::{Collected, Pace, collect};
 use super::config::BodyConfig;
 use super::core::{Core, Policy};
@@ -119,7 +120,7 @@ impl Reader<'_> {
         let job = Job {
             data: data.clone(),
             coding,
-            charset: charset(headers),
+            charset_is_read: charset::is_read(headers),
             form: is_form(headers),
             limit,
             route,
@@ -182,7 +183,7 @@ struct Said {
 struct Job {
     data: Bytes,
     coding: Option<HeaderValue>,
-    charset: Option<String>,
+    charset_is_read: bool,
     form: bool,
     limit: usize,
     route: Arc<Route>,
@@ -195,6 +196,10 @@ impl Job {
             Some(coding) => decode(&self.data, coding, self.limit)?,
             None => Cow::Borrowed(&self.data[..]),
         };
+        if !self.charset_is_read && !plain.is_empty() {
+            // In another coding it may well be JSON.
+            return Ok(Said { unread: Some(Uninspected::NotJson { like_json: true }), ..Said::default() });
+        }
         let (format, event) = (&self.route.format, self.route.config.event);
         // Elsewhere a call is one call, whatever its form holds.
         let form = self.form && event.counts_items();
@@ -203,7 +208,7 @@ impl Job {
         }
         let pointers: smallvec::SmallVec<[&str; 4]> = self.route.sources.pointers().collect();
         let config = &self.policy.meter;
-        let read = meter::inspect_leniently(format, config, &plain, self.charset.as_deref(), &pointers);
+        let read = meter::inspect_leniently(format, config, &plain, &pointers);
         let Ok((mut inspected, json)) = read else {
             let unread = (!plain.is_empty()).then(|| Uninspected::not_json(&plain, form));
             return Ok(Said { unread, ..Said::default() });
@@ -216,14 +221,6 @@ impl Job {
         };
         Ok(Said { inspected: Some(inspected), values, unread: None })
     }
-}
-
-/// The parameter `charset` of the body's type.
-fn charset(headers: &HeaderMap) -> Option<String> {
-    let parameters = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').skip(1);
-    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
-    Some(value.trim().trim_matches('"').to_owned())
 }
 
 /// Whether the body is a form by its type: what some services read like JSON. JSON may be sent under that name, too.

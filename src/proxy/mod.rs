@@ -20,6 +20,7 @@ mod audit;
 mod body;
 mod budget;
 mod charging;
+mod charset;
 mod collect;
 mod config;
 mod connection;

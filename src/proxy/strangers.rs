@@ -5,11 +5,12 @@
 //!    [`TenantId::unresolved`] like any tenant's use, which bounds them over all replicas, and the addresses kept here too:
 //!    a call that gets nothing there is not looked at here.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::model::client::network;
 use crate::model::quota::Amounts;
 use crate::model::tenant::TenantId;
 use crate::quota::{Enforcer, Plans, Refusal, Reservation};
@@ -53,13 +54,5 @@ impl Strangers {
     /// Forgets addresses with no use in a window that still runs.
     pub fn evict(&self, now: Timestamp) {
         self.0.evict(now);
-    }
-}
-
-/// The address that one party controls: an IPv6 network of 64 bits is handed to single hosts.
-fn network(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
     }
 }

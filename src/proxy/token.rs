@@ -1,6 +1,9 @@
 //! Bearer tokens: who they say is calling, and whether one that is not believed is ours all the same.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use http::header::{self, HeaderMap};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
@@ -14,6 +17,18 @@ const JWT_LEEWAY_SECONDS: u64 = 30;
 /// Tokens of a request whose signature is compared, to see whether one is ours. Who shows more is taken to hide one.
 const MAX_TOKENS_LOOKED_AT: usize = 8;
 
+/// Where a credential may end within a line: readers differ, and some drop what does not belong into a signature.
+const ENDS: [&[u8]; 4] = [b" \t,;\"=\x85\xa0", b",=", b",", b""];
+
+/// Takes a last character with bits that stand for nothing, as most decoders do.
+const LOOSE: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
 /// A token that is shown and not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unbelieved {
@@ -21,6 +36,16 @@ pub(crate) enum Unbelieved {
     Foreign,
     /// Its signature is by our key: expired, shown twice, or with what we don't understand.
     Ours,
+}
+
+/// What the credentials of a request are.
+enum Shown {
+    /// None, or none of the scheme that tokens have.
+    Nothing,
+    /// A valid token that names no tenant.
+    Other,
+    /// A valid token, and whose it is.
+    Tenant(TenantId, Bearer),
 }
 
 /// Verifies bearer tokens.
@@ -41,6 +66,25 @@ impl std::fmt::Debug for Verifier {
 
 fn is_bearer(credentials: &str) -> bool {
     credentials.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+}
+
+/// The message and the signature of the token that a piece of a line ends with. The message must be as it was signed; the
+/// signature is read as the laxest decoders do: in either alphabet, whatever stands between its characters or after it.
+fn written(piece: &[u8]) -> Option<(&str, String)> {
+    let in_alphabet = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let dot = memchr::memrchr(b'.', piece)?;
+    let (head, signature) = (&piece[..dot], &piece[dot + 1..]);
+    let begin = head.iter().rposition(|byte| !in_alphabet(byte) && *byte != b'.').map_or(0, |at| at + 1);
+    let message = std::str::from_utf8(&head[begin..]).ok().filter(|message| message.contains('.'))?;
+    let url_safe = signature.iter().map(|byte| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        other => *other,
+    });
+    let mut characters: Vec<u8> = url_safe.filter(in_alphabet).collect();
+    // One character alone is less than a byte.
+    characters.truncate(characters.len() - usize::from(characters.len() % 4 == 1));
+    Some((message, URL_SAFE_NO_PAD.encode(LOOSE.decode(characters).ok()?)))
 }
 
 /// The algorithms that take the key of `algorithm`.
@@ -93,11 +137,15 @@ impl Verifier {
         Ok(Verifier { claim: claim.to_owned(), key, family: family(algorithm), validation })
     }
 
-    /// The tenant of the request's bearer token; `None` when it has none.
+    /// The tenant of the request's bearer token; `None` when it has none, or one that is valid and names no tenant: the
+    /// service has such tokens for others than tenants.
     pub(crate) fn tenant(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
         match self.shown(headers) {
-            Err(Unbelieved::Foreign) | Ok(None) if self.has_ours(headers) => Err(Unbelieved::Ours),
-            shown => shown,
+            Ok(Shown::Tenant(tenant, bearer)) => Ok(Some((tenant, bearer))),
+            Ok(Shown::Other) => Ok(None),
+            Err(_) | Ok(Shown::Nothing) if self.has_ours(headers) => Err(Unbelieved::Ours),
+            Ok(Shown::Nothing) => Ok(None),
+            Err(unbelieved) => Err(unbelieved),
         }
     }
 
@@ -105,27 +153,36 @@ impl Verifier {
     /// signature is by our key. A service may go by another line, part or scheme than we do, or take a token that we refuse.
     fn has_ours(&self, headers: &HeaderMap) -> bool {
         let Some(key) = &self.key else { return false };
-        let lines = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        let words = lines.flat_map(|line| line.split(|byte| b" \t,;\"=".contains(byte)));
-        let tokens = words.filter_map(|word| std::str::from_utf8(word).ok());
-        let mut tokens =
-            tokens.filter_map(|word| word.rsplit_once('.').filter(|(head, _)| head.contains('.')));
-        let is_ours = |(message, signature): (&str, &str)| {
-            // By the algorithm that its head names; one whose head only other parsers can read, by any.
-            let named = jsonwebtoken::decode_header(format!("{message}.{signature}")).map(|head| head.alg);
-            let by_our_key = |algorithm: &&Algorithm| {
-                named.as_ref().map_or(true, |named| named == *algorithm)
-                    && jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, **algorithm)
-                        .unwrap_or(false)
-            };
-            self.family.iter().any(|algorithm| by_our_key(&algorithm))
-        };
-        tokens.by_ref().take(MAX_TOKENS_LOOKED_AT).any(is_ours) || tokens.next().is_some()
+        let mut seen = Vec::new();
+        for line in headers.get_all(header::AUTHORIZATION) {
+            let pieces = ENDS.iter().flat_map(|ends| line.as_bytes().split(|byte| ends.contains(byte)));
+            for token in pieces.filter_map(written) {
+                if seen.contains(&token) {
+                    continue;
+                }
+                if seen.len() == MAX_TOKENS_LOOKED_AT || self.is_signed(&token, key) {
+                    return true;
+                }
+                seen.push(token);
+            }
+        }
+        false
     }
 
-    fn shown(&self, headers: &HeaderMap) -> Result<Option<(TenantId, Bearer)>, Unbelieved> {
+    /// By the algorithm that its head names; one whose head only other parsers can read, by any.
+    fn is_signed(&self, (message, signature): &(&str, String), key: &DecodingKey) -> bool {
+        let named = jsonwebtoken::decode_header(format!("{message}.{signature}")).map(|head| head.alg);
+        let by_our_key = |algorithm: &&Algorithm| {
+            named.as_ref().map_or(true, |named| named == *algorithm)
+                && jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, **algorithm)
+                    .unwrap_or(false)
+        };
+        self.family.iter().any(|algorithm| by_our_key(&algorithm))
+    }
+
+    fn shown(&self, headers: &HeaderMap) -> Result<Shown, Unbelieved> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let Some(value) = values.next() else { return Ok(None) };
+        let Some(value) = values.next() else { return Ok(Shown::Nothing) };
         let invalid = Unbelieved::Foreign;
         if values.next().is_some() {
             return Err(invalid);
@@ -135,7 +192,7 @@ impl Verifier {
         if !scheme.eq_ignore_ascii_case("bearer") {
             // Two credentials in one line: which of them the service behind goes by is not for us to guess.
             let joined = value.split(',').skip(1).any(|part| is_bearer(part.trim_start()));
-            return if joined { Err(invalid) } else { Ok(None) };
+            return if joined { Err(invalid) } else { Ok(Shown::Nothing) };
         }
         let Some(key) = &self.key else { return Err(invalid) };
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token.trim(), key, &self.validation);
@@ -145,11 +202,12 @@ impl Verifier {
             return Err(invalid);
         }
         let mut claims = claims.claims;
-        let tenant = claims.get(&self.claim).and_then(Value::as_str).and_then(|id| TenantId::parse(id).ok());
+        let Some(tenant) = claims.get(&self.claim) else { return Ok(Shown::Other) };
+        let tenant = tenant.as_str().and_then(|id| TenantId::parse(id).ok());
         let subject = match claims.remove("sub") {
             Some(Value::String(subject)) if self.claim != "sub" => Some(subject),
             _ => None,
         };
-        tenant.map(|tenant| Some((tenant, Bearer { subject }))).ok_or(invalid)
+        tenant.map(|tenant| Shown::Tenant(tenant, Bearer { subject })).ok_or(invalid)
     }
 }

@@ -27,20 +27,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub const KEPT: Duration = Duration::from_secs(47 * 3600);
 
 const WAITING: &str = "
-    SELECT event_id, event_timestamp, chat_session_id FROM tenant_usage_realtime
+    SELECT event_id, event_timestamp, chat_session_id, api_endpoint FROM tenant_usage_realtime
     WHERE tenant_id = $1 AND event_timestamp > now() - $2 * interval '1 second' AND metadata ? 'provisional_tenant'
         AND NOT (token_source = 'reserved' AND created_at > now() - interval '1 hour')
-    ORDER BY event_timestamp LIMIT $3";
+        AND (event_timestamp, event_id) > ($4, $5)
+    ORDER BY event_timestamp, event_id LIMIT $3";
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(7021993003)";
 
-/// A row without a tenant is of a session that there is not.
+/// A row without a tenant is of a session that there is not. One with a tenant has its session as the service knows it.
 const MOVE: &str = "
     UPDATE tenant_usage_realtime t
-    SET tenant_id = coalesce(n.tenant, t.tenant_id), updated_at = now(), metadata = (t.metadata - 'provisional_tenant')
+    SET tenant_id = coalesce(n.tenant, t.tenant_id), chat_session_id = coalesce(nullif(n.session, ''), t.chat_session_id),
+        updated_at = now(), metadata = (t.metadata - 'provisional_tenant')
         || CASE WHEN n.tenant IS NULL THEN '{\"unknown_session\": true}'::jsonb
             ELSE jsonb_build_object('reassigned_from', t.tenant_id) END
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::text[]) n(id, at, tenant)
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $7::text[]) n(id, at, tenant, session)
     WHERE t.event_id = n.id AND t.event_timestamp = n.at AND t.event_timestamp BETWEEN $4 AND $5
         AND t.tenant_id = $6 AND t.metadata ? 'provisional_tenant'
     RETURNING t.event_id, t.event_timestamp, t.tenant_id";
@@ -68,25 +70,45 @@ pub struct Unresolved {
     at: SystemTime,
     /// The session by which it is found.
     pub session: String,
+    /// The path of the route that was called.
+    pub endpoint: String,
+}
+
+/// Up to where the waiting rows were looked at: the next are those after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(SystemTime, Uuid);
+
+impl Place {
+    /// Before all of them.
+    pub const START: Self = Self(SystemTime::UNIX_EPOCH, Uuid::nil());
+}
+
+impl Unresolved {
+    /// The place of this row.
+    pub fn place(&self) -> Place {
+        Place(self.at, self.id)
+    }
 }
 
 impl Store {
-    /// The first rows that wait for their tenants, `most` at most.
+    /// The first rows behind `place` that wait for their tenants, `most` at most.
     ///
     /// # Errors
     /// When the database is away or has no schema.
-    pub async fn unresolved(&self, most: usize) -> Result<Vec<Unresolved>, StoreError> {
+    pub async fn unresolved(&self, place: Place, most: usize) -> Result<Vec<Unresolved>, StoreError> {
         let client = self.client().await?;
         let (kept, most) = (KEPT.as_secs_f64(), i64::try_from(most).unwrap_or(i64::MAX));
         let rows = self
             .bounded(client, async |client| {
                 let waiting = client.prepare_cached(WAITING).await?;
-                client.query(&waiting, &[&UNRESOLVED, &kept, &most]).await
+                client.query(&waiting, &[&UNRESOLVED, &kept, &most, &place.0, &place.1]).await
             })
             .await?;
         let row = |row: &tokio_postgres::Row| -> Result<Unresolved, Error> {
             let session: Option<String> = row.try_get(2)?;
-            Ok(Unresolved { id: row.try_get(0)?, at: row.try_get(1)?, session: session.unwrap_or_default() })
+            let endpoint: Option<String> = row.try_get(3)?;
+            let (session, endpoint) = (session.unwrap_or_default(), endpoint.unwrap_or_default());
+            Ok(Unresolved { id: row.try_get(0)?, at: row.try_get(1)?, session, endpoint })
         };
         Ok(rows.iter().map(row).collect::<Result<_, _>>()?)
     }
@@ -112,8 +134,9 @@ async fn reassign(client: &ClientWrapper, rows: &[(Unresolved, Option<TenantId>)
     let ats: Vec<SystemTime> = rows.iter().map(|(row, _)| row.at).collect();
     let tenants: Vec<Option<&str>> =
         rows.iter().map(|(_, tenant)| tenant.as_ref().map(TenantId::as_str)).collect();
+    let sessions: Vec<&str> = rows.iter().map(|(row, _)| row.session.as_str()).collect();
     let (Some(first), Some(last)) = (ats.iter().min(), ats.iter().max()) else { return Ok(0) };
-    let moved = client.query(MOVE, &[&ids, &ats, &tenants, first, last, &UNRESOLVED]).await?;
+    let moved = client.query(MOVE, &[&ids, &ats, &tenants, first, last, &UNRESOLVED, &sessions]).await?;
     let mut landed: Vec<(Uuid, SystemTime, String)> = Vec::with_capacity(moved.len());
     for row in &moved {
         let tenant: String = row.try_get(2)?;

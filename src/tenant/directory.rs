@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use crate::model::client::network;
 use crate::telemetry::{Label, Metrics};
 
 use super::answers::{Answer, Entry, Key, KeyRef, MAX_BYTES};
@@ -19,6 +21,9 @@ use super::source::{Fault, SourceError, TenantSource};
 
 /// Look-ups in the air at most; beyond, the database is busy for a miss. A pool has far fewer connections.
 const MAX_FLIGHTS: usize = 1024;
+
+/// Those of one client address: a pool of a few connections answers so many well within the wait of a request.
+const MAX_CLIENT_FLIGHTS: usize = 64;
 
 /// After which a look-up is given up, whatever the source's own limits of time.
 const FLIGHT_LIMIT: Duration = Duration::from_secs(5);
@@ -83,6 +88,8 @@ pub struct Directory {
 #[derive(Default)]
 struct Misses {
     flights: HashMap<Key, Flight>,
+    /// How many of them were begun for each client address; one with none is not in it.
+    clients: HashMap<IpAddr, usize>,
     breakers: HashMap<Arc<str>, Breaker>,
 }
 
@@ -165,22 +172,33 @@ impl Directory {
     ///
     /// A key that is too long ([`MAX_BYTES`]) or that Postgres can't take as text (with a NUL) is in no table: `Absent`.
     pub async fn look_up(self: &Arc<Self>, query: &Arc<str>, key: &str) -> Answer {
+        self.look_up_for(query, key, None).await
+    }
+
+    /// The same for a client, who may invent keys: only so many look-ups are in the air for one address (64; one of IPv6 is
+    /// its network of 64 bits). Beyond, the database is busy for it, and for nobody else.
+    pub async fn look_up_for(
+        self: &Arc<Self>,
+        query: &Arc<str>,
+        key: &str,
+        client: Option<IpAddr>,
+    ) -> Answer {
         let Some(source) = &self.source else { return Answer::Absent };
         if key.len() > MAX_BYTES || key.contains('\0') {
             return Answer::Absent;
         }
-        let (now, asked) = (Instant::now(), KeyRef { query, key });
+        let (now, asked, client) = (Instant::now(), KeyRef { query, key }, client.map(network));
         let earlier = self.cache.get(&asked);
         if let Some(entry) = earlier.as_ref().filter(|entry| entry.is_fresh(now)) {
             if entry.claims_refresh(now) {
-                self.miss(source, asked, now, true);
+                self.miss(source, asked, client, now, true);
             }
             self.counts.hit.inc();
             return entry.answer();
         }
         // "No such row" may have changed since; a value is worth something even when it is old.
         let stale = earlier.and_then(|entry| entry.value.clone());
-        let landed = match self.miss(source, asked, now, false) {
+        let landed = match self.miss(source, asked, client, now, false) {
             Miss::Landed(entry) => Ok(entry),
             Miss::Wait(flight) => self.wait(query, flight).await,
             Miss::Probe(flight) if stale.is_none() => self.wait(query, flight).await,
@@ -240,6 +258,7 @@ impl Directory {
         self: &Arc<Self>,
         source: &Arc<dyn TenantSource>,
         asked: KeyRef<'_>,
+        client: Option<IpAddr>,
         now: Instant,
         ahead: bool,
     ) -> Miss {
@@ -249,23 +268,28 @@ impl Directory {
         if let Some(entry) = landed {
             return Miss::Landed(entry);
         }
+        let key = asked.to_key();
+        let flying = misses.flights.get(&key).cloned();
+        // Who has no room does not take the place of the one who looks whether the database is back.
+        if flying.is_none() && !misses.has_room(client) {
+            return Miss::Leave(misses.breaker(asked.query).fault());
+        }
         let join: fn(Flight) -> Miss = match misses.breaker(asked.query).permit(now) {
             Permit::Ask => Miss::Wait,
             Permit::Probe => Miss::Probe,
             Permit::Leave => return Miss::Leave(misses.breaker(asked.query).fault()),
         };
-        let key = asked.to_key();
-        if let Some(flight) = misses.flights.get(&key) {
-            return join(flight.clone());
-        }
-        if misses.flights.len() >= MAX_FLIGHTS {
-            return Miss::Leave(misses.breaker(asked.query).fault());
+        if let Some(flight) = flying {
+            return join(flight);
         }
         let (landing, landed) = watch::channel(None);
         let flight = Flight { began: now, landed };
         misses.flights.insert(key.clone(), flight.clone());
+        if let Some(client) = client {
+            *misses.clients.entry(client).or_default() += 1;
+        }
         drop(misses);
-        let pilot = Pilot { directory: self.clone(), key, began: now, landing };
+        let pilot = Pilot { directory: self.clone(), key, client, began: now, landing };
         self.runtime.spawn(pilot.fly(source.clone()));
         join(flight)
     }
@@ -282,6 +306,20 @@ impl Directory {
 }
 
 impl Misses {
+    fn has_room(&self, client: Option<IpAddr>) -> bool {
+        let own = client.and_then(|client| self.clients.get(&client)).copied().unwrap_or_default();
+        self.flights.len() < MAX_FLIGHTS && own < MAX_CLIENT_FLIGHTS
+    }
+
+    /// A look-up of a client is over.
+    fn leave(&mut self, client: IpAddr) {
+        let Some(flights) = self.clients.get_mut(&client) else { return };
+        *flights -= 1;
+        if *flights == 0 {
+            self.clients.remove(&client);
+        }
+    }
+
     /// The breaker of a query. Queries come from the config, so there are few; each reload may bring others.
     fn breaker(&mut self, query: &Arc<str>) -> &mut Breaker {
         if self.breakers.len() >= 64 && !self.breakers.contains_key(query) {
@@ -296,6 +334,7 @@ impl Misses {
 struct Pilot {
     directory: Arc<Directory>,
     key: Key,
+    client: Option<IpAddr>,
     began: Instant,
     landing: watch::Sender<Option<Landed>>,
 }
@@ -355,6 +394,9 @@ impl Drop for Pilot {
     fn drop(&mut self) {
         let mut misses = self.directory.misses();
         misses.flights.remove(&self.key);
+        if let Some(client) = self.client {
+            misses.leave(client);
+        }
         if self.landing.borrow().is_none() {
             misses.breaker(&self.key.query).rest(Instant::now());
         }

@@ -1,5 +1,6 @@
 //! Claims about the directory, against a source that answers when and what the test says.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -353,6 +354,38 @@ async fn beyond_the_look_ups_in_the_air_the_database_is_busy_while_it_answers_ot
     settle().await;
     assert_eq!(bench.at_once("s1023").await, known("tn_last"));
     assert_eq!(bench.count("busy"), 1024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_who_asks_for_too_much_at_once_is_in_nobody_elses_way() {
+    let mut bench = Bench::new();
+    let [flood, other]: [IpAddr; 2] = ["2001:db8::1", "2001:db8:0:1::1"].map(|ip| ip.parse().unwrap());
+    let neighbour = "2001:db8::2".parse().unwrap();
+    let ask = |key: &str, client| {
+        let (directory, query, key) = (bench.directory.clone(), bench.query.clone(), key.to_owned());
+        tokio::spawn(async move { directory.look_up_for(&query, &key, Some(client)).await })
+    };
+    let asked: Vec<_> = (0..65).map(|n| ask(&format!("s{n}"), flood)).collect();
+    settle().await;
+    assert!(asked[64].is_finished() && !asked[63].is_finished());
+    let from_the_same_network = ask("s65", neighbour);
+    let joined = ask("s0", neighbour);
+    let honest = ask("s66", other);
+    settle().await;
+    assert_eq!(from_the_same_network.await.unwrap(), Answer::Unavailable(Fault::Busy));
+    let mut waiting = Vec::new();
+    while let Ok(asked) = bench.database.try_recv() {
+        waiting.push(asked);
+    }
+    assert_eq!(waiting.len(), 65);
+    waiting.pop().unwrap().answer("tn_honest");
+    assert_eq!(honest.await.unwrap(), known("tn_honest"));
+    waiting.drain(..).for_each(Asked::absent);
+    assert_eq!(joined.await.unwrap(), Answer::Absent);
+    settle().await;
+    let again = ask("s67", flood);
+    bench.asked().await.answer("tn_one");
+    assert_eq!(again.await.unwrap(), known("tn_one"), "what is over takes no room");
 }
 
 #[tokio::test(start_paused = true)]

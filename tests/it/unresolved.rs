@@ -175,6 +175,55 @@ async fn what_was_used_meanwhile_moves_to_the_tenant_once_the_look_up_answers() 
     running.stop().await;
 }
 
+const KEPT_AS_TEXT: &str = "0F0E0D0C-0000-4000-8000-ABCDEFABCDEF";
+
+#[tokio::test]
+async fn what_was_used_moves_where_a_service_keeps_its_uuids_in_capitals_and_another_look_up_stays_away() {
+    let (upstream, database) = (upstream().await, database());
+    database.rows(&format!(
+        "CREATE TABLE kept_as_text (session_id text PRIMARY KEY, tenant_id text);
+         CREATE TABLE never_back (session_id text PRIMARY KEY, tenant_id text);
+         INSERT INTO kept_as_text VALUES ('{KEPT_AS_TEXT}', 'tn_text')"
+    ));
+    let of = |table: &str| source(&format!("SELECT tenant_id FROM {table} WHERE session_id::text = $1"));
+    let route = |path: &str, table: &str| {
+        let sources = of(table);
+        format!("[[routes]]\npath = \"{path}\"\nevent = \"chat_message\"\nsources = {sources}\n")
+    };
+    let running = gateway(&upstream, &database)
+        .sources(&of("never_back"))
+        .config(&format!("{}{}", route("/never", "never_back"), route("/text", "kept_as_text")))
+        .start()
+        .await;
+    database.rows(
+        "ALTER TABLE kept_as_text RENAME TO gone; DROP TABLE never_back; ALTER TABLE chat_sessions RENAME TO other",
+    );
+    let body = json!({"sessionId": KEPT_AS_TEXT, "message": "hi"});
+    let ask = |path: &str| running.ask(request("POST", path).json(&body));
+    assert_eq!(ask("/never").await.status, 200);
+    assert_eq!(ask("/text").await.status, 200);
+    let rows = "SELECT count(*) FROM tenant_usage_realtime WHERE tenant_id = 'unresolved'";
+    until(&database, rows, "2").await;
+    // Older rows than one look at them takes, none of which is ever answered.
+    database.rows(
+        "INSERT INTO tenant_usage_realtime SELECT r.* FROM generate_series(1, 600) n, tenant_usage_realtime t,
+            jsonb_populate_record(t, jsonb_build_object('event_id', gen_random_uuid(), 'entry_id', nextval('tenant_usage_realtime_entry_id_seq'),
+                'event_timestamp', t.event_timestamp - interval '1 second' - n * interval '1 microsecond')) r
+         WHERE t.api_endpoint = '/never'",
+    );
+    database.rows("ALTER TABLE gone RENAME TO kept_as_text");
+    let moved = "SELECT concat_ws(' ', tenant_id, chat_session_id, api_endpoint) FROM tenant_usage_realtime
+        WHERE tenant_id <> 'unresolved'";
+    until(&database, &format!("SELECT coalesce(({moved}), '')"), &format!("tn_text {KEPT_AS_TEXT} /text"))
+        .await;
+    assert_eq!(
+        database.one("SELECT count(*) FROM tenant_usage_realtime WHERE metadata ? 'provisional_tenant'"),
+        "601",
+        "what has no answer waits on"
+    );
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_look_up_that_can_never_be_answered_keeps_the_gateway_from_starting() {
     let (upstream, database) = (upstream().await, database());

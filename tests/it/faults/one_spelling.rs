@@ -84,6 +84,7 @@ async fn a_service_that_keeps_its_uuids_as_texts_in_capitals_is_asked_so_too() {
     assert_eq!(gateway.ask(in_session(&TEXT_SESSION.to_lowercase())).await.status, 400, "to the service too");
     gateway.stop().await;
     assert_eq!(tenants(&database), charged(TENANT, 1));
+    assert_eq!(database.one("SELECT chat_session_id FROM tenant_usage_realtime"), TEXT_SESSION);
 }
 
 #[tokio::test]

@@ -266,6 +266,25 @@ async fn nobody_passes_whose_session_the_service_finds_in_the_query() {
     super::no_rows(&database, gateway).await;
 }
 
+/// The same signature by another last character: it has two bits that stand for nothing.
+fn respelt(token: &str) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (start, last) = token.split_at(token.len() - 1);
+    let at = ALPHABET.iter().position(|byte| [*byte] == last.as_bytes()).expect("base64url");
+    format!("{start}{}", char::from(ALPHABET[at ^ 1]))
+}
+
+/// A token whose signature has characters that base64 writes otherwise, written so.
+fn in_the_other_alphabet() -> String {
+    let tokens = (0..).map(|n| token(&claims("tn_one", 3600 + n)));
+    let mut parts = tokens.filter_map(|token| {
+        let (message, signature) = token.rsplit_once('.')?;
+        let other = signature.replace('-', "+").replace('_', "/");
+        (other != signature).then(|| format!("{message}.{other}"))
+    });
+    parts.next().expect("one of them has such a character")
+}
+
 #[tokio::test]
 async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
     let (upstream, database, gateway) = open().await;
@@ -289,6 +308,19 @@ async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
         ("without a scheme", shown(&good)),
         ("after a tab", shown(&format!("Bearer\t{good}"))),
         ("with padding", bearer(embed(), &format!("{good}="))),
+        ("with padding and more", bearer(embed(), &format!("{good}=x"))),
+        ("with a bit that stands for nothing", bearer(embed(), &respelt(&good))),
+        ("in the other alphabet", bearer(embed(), &in_the_other_alphabet())),
+        (
+            "with what decoders drop",
+            bearer(embed(), &format!("{}~{}", &good[..good.len() - 9], &good[good.len() - 9..])),
+        ),
+        (
+            "with a space within",
+            bearer(embed(), &format!("{} {}", &good[..good.len() - 9], &good[good.len() - 9..])),
+        ),
+        ("after a space that is not ASCII", bearer(embed(), &format!("\u{a0}{good}"))),
+        ("after a line end of Latin-1", bearer(embed(), &format!("\u{85}{good}"))),
         ("among many", shown(&format!("Bearer {}{good}", "a.b.c,".repeat(20)))),
     ] {
         assert_eq!(told(&gateway.ask(asked).await), (401, "token_invalid".to_owned()), "{name}");
@@ -298,6 +330,73 @@ async fn a_token_of_ours_never_passes_for_none_however_it_is_shown() {
         assert_eq!(gateway.ask(shown(other)).await.status, 200, "{other}");
     }
     super::no_rows(&database, gateway).await;
+}
+
+#[tokio::test]
+async fn a_valid_token_that_names_no_tenant_is_no_credential_of_ours() {
+    let (_upstream, database, gateway) = open().await;
+    let exp = jiff::Timestamp::now().as_second() + 3600;
+    let internal = token(&json!({"role": "admin", "exp": exp}));
+    let embed = || request("POST", "/embed").body("{\"texts\": [\"a\"]}");
+    assert_eq!(gateway.ask(bearer(embed(), &internal)).await.status, 200, "it passes");
+    let chat = request("POST", "/chat").body("{\"sessionId\": \"s-one\", \"message\": \"hi\"}");
+    assert_eq!(gateway.ask(bearer(chat, &internal)).await.status, 200, "the session names the tenant");
+    let nobody = gateway.ask(bearer(request("POST", "/chat").body("{}"), &internal)).await;
+    assert_eq!(told(&nobody), (400, "tenant_unidentified".to_owned()));
+    for (name, asked) in [
+        ("expired", bearer(embed(), &token(&json!({"role": "admin", "exp": exp - 7200})))),
+        ("without an end", bearer(embed(), &token(&json!({"role": "admin"})))),
+        ("the claim is no text", bearer(embed(), &token(&json!({"tenantId": null, "exp": exp})))),
+        ("beside one that names one", bearer(bearer(embed(), &internal), &ours())),
+        ("before one that names one", bearer(embed(), &format!("{internal}, Bearer {}", ours()))),
+    ] {
+        assert_eq!(told(&gateway.ask(asked).await), (401, "token_invalid".to_owned()), "{name}");
+    }
+    assert_eq!(counted(&database, gateway, "tenant_id").await, ["tn_one"]);
+}
+
+#[tokio::test]
+async fn a_charset_that_hides_the_text_from_us_makes_it_unreadable() {
+    let (upstream, database, gateway) = open().await;
+    let shown = |request: RequestText, types: &[&str]| {
+        types.iter().fold(request, |request, value| request.header("content-type", value))
+    };
+    let hidden: [&[&str]; 9] = [
+        &["application/json; charset=utf-7"],
+        &["application/json; charset=utf-8; charset=utf-7"],
+        &["application/json; charset=\"utf-7\"; charset=utf-8"],
+        &["application/json; charset=utf-8", "application/json; charset=utf-7"],
+        &["application/json; charset=utf-8, application/json; charset=utf-7"],
+        &["application/json; CharSet = UTF-7-IMAP"],
+        &["application/json; x=\"a;b\"; charset=\"u\\tf-;7\""],
+        &["application/json; charset*=utf-8''utf-7"],
+        &["application/json; charset=Shift_JIS"],
+    ];
+    for types in hidden {
+        let known = gateway.ask(shown(known("/chat", nine("")), types)).await;
+        assert_eq!(told(&known), (400, "body_unreadable".to_owned()), "{types:?}");
+        let unknown = gateway.ask(shown(request("POST", "/embed").body("+AHs-+AH0-"), types)).await;
+        assert_eq!(told(&unknown), (400, "body_unreadable".to_owned()), "{types:?}");
+    }
+    assert!(upstream.requests().is_empty());
+    let plain = [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=\"UTF-8\"",
+        "application/json; charset=utf8; profile=\"x;y\"",
+        "application/json; charset=us-ascii",
+        "application/json; charset=ISO-8859-1",
+        "application/json; charset=windows-1252",
+        "application/json; charset=",
+        "application/json; profile=\"https://example.org/charsets\"",
+    ];
+    for value in plain {
+        assert_eq!(gateway.ask(shown(known("/chat", nine("")), &[value])).await.status, 200, "{value}");
+    }
+    let wide = shown(known("/chat", utf16(&nine(""))), &["application/json; charset=utf-16le"]);
+    assert_eq!(gateway.ask(wide).await.status, 200);
+    let expected = [vec!["0"; hidden.len()], vec!["9"; plain.len() + 1]].concat();
+    assert_eq!(counted(&database, gateway, "chat_messages").await, expected);
 }
 
 #[tokio::test]
