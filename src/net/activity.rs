@@ -141,8 +141,9 @@ impl Activity {
     /// Everything that was written is with the kernel.
     pub(super) fn flushed(&self) {
         let mut state = self.state();
-        if state.in_flight == 0 {
+        if state.in_flight == 0 && state.owes {
             state.owes = false;
+            state.since = Instant::now();
         }
     }
 
@@ -156,10 +157,11 @@ impl Activity {
         self.state().last_call = Some(at);
     }
 
-    /// Until when the connection may go on as it is, and what it then waited for; `None` while a request is in flight.
+    /// Until when the connection may go on as it is, and what it then waited for; `None` while a request is in flight, or
+    /// (in HTTP/1) its answer not all sent: a slow client is not an idle one, and the kernel gives up one that takes nothing.
     fn deadline(&self) -> Option<(Instant, Waiting)> {
         let state = self.state();
-        if state.in_flight > 0 {
+        if state.in_flight > 0 || (state.protocol == Protocol::Http1 && state.owes) {
             return None;
         }
         let limit = match state.waiting {
@@ -169,8 +171,6 @@ impl Activity {
         };
         let due = match (state.last_call, state.protocol) {
             (None, _) => state.since + limit,
-            // The stop's own limit is enough.
-            (Some(_), Protocol::Http1) if state.owes => state.since + limit,
             (Some(at), Protocol::Http2) if state.answered => at.max(state.since + LAST_ANSWER),
             (Some(at), _) => at.max(state.since + LAST_CALL),
         };
@@ -262,11 +262,14 @@ mod tests {
         use Protocol::{Http1, Http2};
         assert_eq!(ends(Http1, async |_| {}).await, (10, Waiting::Handshake));
         assert_eq!(ends(Http1, async |activity| activity.read(1)).await, (5, Waiting::Head));
-        let idle = async |activity: &Arc<Activity>| drop(activity.begin());
+        let idle = async |activity: &Arc<Activity>| {
+            drop(activity.begin());
+            activity.flushed();
+        };
         assert_eq!(ends(Http1, idle).await, (75, Waiting::Idle));
         // Half a head on a connection that was used before.
         let again = async |activity: &Arc<Activity>| {
-            drop(activity.begin());
+            idle(activity).await;
             pass(20).await;
             activity.read(7);
         };
@@ -303,6 +306,7 @@ mod tests {
             drop(first);
             pass(1000).await;
             drop(second);
+            activity.flushed();
             pass(1000).await;
         };
         let began = Instant::now();
@@ -332,12 +336,31 @@ mod tests {
         }
         assert_eq!(ends(Http1, answered).await, (30, Waiting::Idle));
         assert_eq!(ends(Http2, answered).await, (35, Waiting::Idle));
-        // What is not yet sent is waited for, within the limit to idleness.
-        let unsent = async |activity: &Arc<Activity>| {
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_from_when_its_answer_is_sent() {
+        for stops in [false, true] {
+            let activity = Activity::new(LIMITS);
             drop(activity.begin());
-            activity.last_call(Instant::now());
-        };
-        assert_eq!(ends(Http1, unsent).await, (75, Waiting::Idle));
+            if stops {
+                activity.last_call(Instant::now());
+            }
+            let mut watch = Watch::new(&activity);
+            let mut sent = std::pin::pin!(pass(1000));
+            let began = Instant::now();
+            // Both are polled together, as in a connection's task.
+            let waiting = poll_fn(|cx| {
+                if activity.state().owes && sent.as_mut().poll(cx).is_ready() {
+                    activity.flushed();
+                }
+                watch.poll_expired(cx)
+            });
+            let waiting = waiting.await;
+            let rest = if stops { LAST_CALL } else { LIMITS.idle };
+            let ended = (Duration::from_secs(1000) + rest).as_secs();
+            assert_eq!((waiting, began.elapsed().as_secs()), (Waiting::Idle, ended), "{stops}");
+        }
     }
 
     #[test]

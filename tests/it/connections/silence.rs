@@ -54,6 +54,29 @@ async fn an_idle_connection_ends_at_the_limit_of_its_own() {
     gateway.stop().await;
 }
 
+/// Its last bytes are with us and not with the kernel, and it takes them more slowly than an idle connection may last.
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_its_whole_answer() {
+    const STEP: usize = 128 << 10;
+    const STEPS: usize = 48;
+    let page = vec![b'x'; STEP * STEPS];
+    let script = move |request: &crate::harness::Request| match request.target() {
+        "/large" => answer(200).body(&page),
+        _ => answer(200).body("ok"),
+    };
+    let (_upstream, _database, gateway) = gate_to(script, &[("server.keep_alive_timeout", "20ms")]).await;
+    let mut slow = gateway.connect().await;
+    slow.send(request("GET", "/large")).await;
+    slow.read_head().await;
+    for _ in 0..STEPS {
+        // As long as an idle connection lasts.
+        used(&gateway).await.read_to_end().await;
+        slow.read_bytes(STEP).await;
+    }
+    assert_eq!(slow.read_to_end().await, b"");
+    gateway.stop().await;
+}
+
 /// hyper's client answers every ping.
 #[tokio::test]
 async fn an_http_2_connection_that_only_answers_pings_ends_at_the_same_limit() {
