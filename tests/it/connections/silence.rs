@@ -142,6 +142,40 @@ async fn an_http_2_stream_whose_client_takes_nothing_is_given_up_and_the_others_
     gateway.stop().await;
 }
 
+/// One frame is their whole answer, and its end is known or not.
+#[tokio::test]
+async fn http_2_streams_whose_answers_are_one_frame_are_given_up_as_well() {
+    let script = |request: &crate::harness::Request| match request.target() {
+        "/whole" => answer(200).body([b'x'; 2048]),
+        "/chunks" => answer(200).chunk([b'x'; 2048]).steps(),
+        _ => answer(200).body("ok"),
+    };
+    let (_upstream, _database, gateway) = gate_to(script, &[("upstream.idle_timeout", "400ms")]).await;
+    let stream = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1)
+        .handshake(stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let asked = |path: &str| {
+        http::Request::get(format!("http://{}{path}", gateway.address))
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    // As many streams as there may be: the next waits until one of them has ended.
+    let mut stalled = Vec::new();
+    for path in ["/whole", "/chunks"].repeat(50) {
+        stalled.push(sender.send_request(asked(path)).await.unwrap());
+    }
+    let next = within("room for a stream", sender.send_request(asked("/page"))).await.unwrap();
+    assert_eq!(next.into_body().collect().await.unwrap().to_bytes(), "ok");
+    for answer in stalled {
+        assert!(within("a reset", answer.into_body().collect()).await.is_err());
+    }
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_address_has_so_many_connections_and_no_more() {
     let (_upstream, _database, gateway) = gate(&[("server.max_connections_per_client", "3")]).await;
