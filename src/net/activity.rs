@@ -72,6 +72,8 @@ struct State {
     /// Bytes read without a request in flight.
     read: u64,
     in_flight: usize,
+    /// Those of them whose answers are not over.
+    answering: usize,
     /// A request was answered.
     answered: bool,
     /// An answer is due, or (in HTTP/1) not all of it is sent.
@@ -89,6 +91,7 @@ impl Activity {
             since: Instant::now(),
             read: 0,
             in_flight: 0,
+            answering: 0,
             answered: false,
             owes: false,
             last_call: None,
@@ -129,8 +132,9 @@ impl Activity {
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         let mut state = self.state();
         state.in_flight += 1;
+        state.answering += 1;
         state.owes = true;
-        Busy(self.clone())
+        Busy { activity: self.clone(), answers: true }
     }
 
     /// Whether a request is in flight.
@@ -141,7 +145,7 @@ impl Activity {
     /// Everything that was written is with the kernel.
     pub(super) fn flushed(&self) {
         let mut state = self.state();
-        if state.in_flight == 0 && state.owes {
+        if state.answering == 0 && state.owes {
             state.owes = false;
             state.since = Instant::now();
         }
@@ -180,13 +184,27 @@ impl Activity {
 
 /// A request in flight.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Activity>);
+pub(crate) struct Busy {
+    activity: Arc<Activity>,
+    answers: bool,
+}
+
+impl Busy {
+    /// The same for its body, which may take longer than the answer.
+    pub(super) fn for_body(&self) -> Self {
+        self.activity.state().in_flight += 1;
+        Self { activity: self.activity.clone(), answers: false }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.activity.state();
         state.in_flight -= 1;
-        state.answered = true;
+        if self.answers {
+            state.answering -= 1;
+            state.answered = true;
+        }
         if state.in_flight == 0 {
             state.waiting = Waiting::Idle;
             state.since = Instant::now();
@@ -336,6 +354,23 @@ mod tests {
         }
         assert_eq!(ends(Http1, answered).await, (30, Waiting::Idle));
         assert_eq!(ends(Http2, answered).await, (35, Waiting::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_longer_than_its_answer() {
+        let upload = async |activity: &Arc<Activity>| {
+            let busy = activity.begin();
+            let body = busy.for_body();
+            drop(busy);
+            activity.flushed();
+            assert!(activity.owes_nothing() && activity.is_busy());
+            activity.read(1);
+            pass(1000).await;
+            drop(body);
+        };
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            assert_eq!(ends(protocol, upload).await, (1075, Waiting::Idle));
+        }
     }
 
     #[tokio::test(start_paused = true)]

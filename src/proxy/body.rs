@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::tap::{Tap, Tapped};
+use crate::net::Upload;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -176,7 +177,7 @@ pub(crate) enum RequestBody {
 pub(crate) struct Passing {
     /// What has been read of it already.
     first: Bytes,
-    body: Incoming,
+    body: Upload,
     idle: Idle,
     /// How many bytes may still come.
     left: Option<u64>,
@@ -190,7 +191,7 @@ impl RequestBody {
     }
 
     /// The client's body as it comes, and where to see whether it broke.
-    pub(crate) fn passing(body: Incoming, idle: Duration) -> (Self, Option<BodyWatch>) {
+    pub(crate) fn passing(body: Upload, idle: Duration) -> (Self, Option<BodyWatch>) {
         Self::rest(Bytes::new(), body, idle, None)
     }
 
@@ -203,7 +204,7 @@ impl RequestBody {
     /// What was read of the client's body already, and then the rest as it comes, at most `limit` bytes of it.
     pub(crate) fn rest(
         first: Bytes,
-        body: Incoming,
+        body: Upload,
         idle: Duration,
         limit: Option<u64>,
     ) -> (Self, Option<BodyWatch>) {

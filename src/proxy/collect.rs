@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::budget::Held;
 use super::failure::Failure;
+use crate::net::Upload;
 
 /// What one frame may hold of the connection's own buffer: a small body is held with all of it.
 const STEP: usize = 8 << 10;
@@ -36,7 +36,7 @@ pub(crate) enum Collected {
     /// All of it. What it holds of the budget goes with the last reference to `data`.
     Whole { data: Bytes, trailers: Option<HeaderMap> },
     /// More than the limit: its beginning, and the rest unread.
-    Over { first: Bytes, rest: Incoming },
+    Over { first: Bytes, rest: Upload },
 }
 
 /// Collects `body`, at most `limit` bytes of it and the frame that goes beyond them, in memory that `held` is given.
@@ -44,7 +44,7 @@ pub(crate) enum Collected {
 /// # Errors
 /// 408: too slow. 400: broken off. 413 and 503: see [`Held::grow`].
 pub(crate) async fn collect(
-    mut body: Incoming,
+    mut body: Upload,
     limit: usize,
     pace: Pace,
     held: &mut Held,

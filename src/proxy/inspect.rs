@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::body::{BodyWatch, RequestBody};
@@ -20,6 +19,7 @@ use super::route::Route;
 use super::uninspected::{Uninspected, is_lenient};
 use crate::meter::{self, DecodeError, Inspected, decode_request};
 use crate::model::spelling::canonical;
+use crate::net::Upload;
 
 /// The largest body that is inspected on the reactor: that takes it less than half a millisecond.
 const INLINE: usize = 64 << 10;
@@ -60,7 +60,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads a body as the route has it. Where what can't be inspected is charged or passes, it is streamed.
-    pub(crate) async fn read(self, headers: &HeaderMap, body: Incoming) -> Result<ReadBody, Failure> {
+    pub(crate) async fn read(self, headers: &HeaderMap, body: Upload) -> Result<ReadBody, Failure> {
         match self.route.config.body {
             BodyConfig::Json { max_bytes } => {
                 self.inspectable(headers, body, max_bytes, is_lenient(&self.route.config)).await
@@ -78,7 +78,7 @@ impl Reader<'_> {
     }
 
     /// The body as it comes, with what was read of it already.
-    fn unread(self, first: Bytes, body: Incoming, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
+    fn unread(self, first: Bytes, body: Upload, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
         let (forward, watch) = RequestBody::rest(first, body, self.core.upstream.idle_timeout, limit);
         ReadBody { forward, watch, inspected: None, values: Vec::new(), unread: why, held: None }
     }
@@ -88,7 +88,7 @@ impl Reader<'_> {
     async fn inspectable(
         self,
         headers: &HeaderMap,
-        body: Incoming,
+        body: Upload,
         limit: usize,
         lenient: bool,
     ) -> Result<ReadBody, Failure> {

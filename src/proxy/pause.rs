@@ -5,8 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Why a body broke off.
@@ -57,7 +56,7 @@ impl Idle {
 
 /// Polls a frame within the idle limit.
 pub(crate) fn poll_frame_within(
-    body: &mut Incoming,
+    body: &mut (impl Body<Data = Bytes, Error = hyper::Error> + Unpin),
     idle: &mut Idle,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -9,7 +9,6 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +26,7 @@ use super::route::Found;
 use super::settlement::Arrival;
 use super::upgrade::{self, Offer, Switch};
 use super::upstream::Upstream;
-use crate::net::while_taken;
+use crate::net::{Upload, while_taken};
 use crate::record::Hub;
 use crate::telemetry::bump;
 
@@ -97,7 +96,7 @@ impl Worker {
     /// Answers one request, whatever it is.
     pub(super) async fn handle(
         &self,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         peer: SocketAddr,
         switch: &Switch,
     ) -> Response<Body> {
@@ -174,7 +173,7 @@ impl Worker {
         &self,
         policy: Arc<Policy>,
         head: Parts,
-        body: Incoming,
+        body: Upload,
         offer: Option<Offer>,
     ) -> Result<Response<Body>, Failure> {
         let core = &self.core;
@@ -208,7 +207,7 @@ impl Worker {
 }
 
 /// What must not be forwarded: hyper has checked the framing, we check the rest.
-fn check(request: &Request<Incoming>) -> Result<(), Failure> {
+fn check(request: &Request<Upload>) -> Result<(), Failure> {
     let method = request.method();
     // Some services take a method in any case.
     if [Method::CONNECT, Method::TRACE]

@@ -5,7 +5,8 @@ use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{HALF_A_HEAD, HANDSHAKE, PREFACE, ended_by, gate, gate_to, used, with_bytes};
 use crate::gateway::rows;
@@ -74,6 +75,39 @@ async fn a_client_that_reads_slowly_gets_its_whole_answer() {
         slow.read_bytes(STEP).await;
     }
     assert_eq!(slow.read_to_end().await, b"");
+    gateway.stop().await;
+}
+
+/// It answers as soon as it has the head, and takes the body all the same.
+#[tokio::test]
+async fn an_upload_that_goes_on_after_its_answer_reaches_the_service_whole() {
+    const LENGTH: usize = 1 << 20;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = format!("http://{}", service.local_addr().unwrap());
+    let reading = tokio::spawn(async move {
+        let (mut stream, _) = service.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+        }
+        let head = seen.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        while seen.len() < head + LENGTH && stream.read_buf(&mut seen).await.unwrap() > 0 {}
+        seen.len() - head
+    });
+    let limits =
+        [("server.header_timeout", SHORT), ("server.keep_alive_timeout", SHORT), ("upstream.url", &to)];
+    let (_upstream, _database, gateway) = gate(&limits).await;
+    let mut client = gateway.connect().await;
+    client.send(format!("POST /ingest HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\nxx")).await;
+    assert_eq!(client.read_response().await.status, 202);
+    client.send("x").await;
+    // Longer than an idle connection may last, and a head take.
+    for _ in 0..3 {
+        with_bytes(&gateway, HALF_A_HEAD).await.read_to_end().await;
+    }
+    client.send(vec![b'x'; LENGTH - 3]).await;
+    assert_eq!(within("the whole body", reading).await.unwrap(), LENGTH);
     gateway.stop().await;
 }
 
