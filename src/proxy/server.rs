@@ -21,12 +21,12 @@ use super::headers::{check_host, remove_misleading, request_id, take_host};
 use super::notice::Notices;
 use super::passing::pass;
 use super::refusal::RefusalText;
-use super::reply::{allow_credentials, reply};
+use super::reply::{allow_credentials, end_connection, reply};
 use super::route::Found;
 use super::settlement::Arrival;
 use super::upgrade::{self, Offer, Switch};
 use super::upstream::Upstream;
-use crate::net::{Upload, while_taken};
+use crate::net::{Unread, Upload, while_taken};
 use crate::record::Hub;
 use crate::telemetry::bump;
 
@@ -100,13 +100,26 @@ impl Worker {
         peer: SocketAddr,
         switch: &Switch,
     ) -> Response<Body> {
+        let unread = request.body().unread();
+        // HTTP/1 ends a connection on which a body is unread: its client must not send the next request on it.
+        let refuse = |failure: &Failure,
+                      id: Option<HeaderValue>,
+                      target: &Uri,
+                      origin: Option<&HeaderValue>,
+                      words: Option<&RefusalText>| {
+            let mut answer = self.reply(failure, id, target, origin, words);
+            if unread.as_ref().is_some_and(Unread::get) {
+                end_connection(answer.headers_mut());
+            }
+            answer
+        };
         if let Err(failure) = check(&request) {
             self.core.metrics.bad_requests.inc();
-            return self.reply(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
+            return refuse(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
         }
         if self.core.cutting.is_cancelled() {
             let origin = request.headers().get(header::ORIGIN);
-            return self.reply(&Failure::Draining, None, request.uri(), origin, None);
+            return refuse(&Failure::Draining, None, request.uri(), origin, None);
         }
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
@@ -119,7 +132,7 @@ impl Worker {
         let _head = match share.head(&head) {
             Ok(taken) => taken,
             Err(failure) => {
-                return self.reply(&failure, Some(id), &head.uri, head.headers.get(header::ORIGIN), None);
+                return refuse(&failure, Some(id), &head.uri, head.headers.get(header::ORIGIN), None);
             }
         };
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
@@ -151,7 +164,7 @@ impl Worker {
         };
         let Some((origin, route)) = origin.as_ref().zip(route) else {
             return answer.unwrap_or_else(|failure| {
-                self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
+                refuse(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
             });
         };
         match answer {
@@ -160,7 +173,7 @@ impl Worker {
                 answer
             }
             Err(failure) => {
-                let mut answer = self.reply(&failure, Some(id), &target, Some(origin), words.as_deref());
+                let mut answer = refuse(&failure, Some(id), &target, Some(origin), words.as_deref());
                 if route.origins.allow_credentials(origin) {
                     allow_credentials(answer.headers_mut());
                 }

@@ -236,6 +236,8 @@ async fn a_false_token_is_refused_before_a_byte_of_the_body_is_read() {
         let refused = within("a refusal without the body", client.read_response()).await;
         let told: Value = refused.json()["code"].clone();
         assert_eq!((refused.status, told), (status, json!(code)), "{sources} {token}");
+        assert_eq!(refused.header("connection"), Some("close"), "the next request would be lost");
+        assert_eq!(client.read_to_end().await, b"");
         gateway.stop().await;
     }
 }
