@@ -2,8 +2,6 @@
 //!
 //! While no room is had for what comes next nothing is read: HTTP/2's windows and TCP hold the rest at the client.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http_body::Body as _;
@@ -12,23 +10,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::budget::Held;
 use super::failure::Failure;
+use super::pace::{Clock, Pace};
 use crate::net::Upload;
 
 /// What one frame may hold of the connection's own buffer: a small body is held with all of it.
 const STEP: usize = 8 << 10;
-
-/// How slowly a body may come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    /// Bytes a second; 0 is no limit.
-    pub(crate) min_rate: u64,
-    /// How long it may stay behind that.
-    pub(crate) grace: Duration,
-    /// How long all of it may take.
-    pub(crate) total: Duration,
-    /// How long it may pause.
-    pub(crate) idle: Duration,
-}
 
 /// A collected body.
 #[derive(Debug)]
@@ -74,42 +60,6 @@ pub(crate) async fn collect(
         if buffer.len() > limit {
             return Ok(Collected::Over { first: buffer.take(), rest: body });
         }
-    }
-}
-
-/// The latest that the next frame may come.
-#[derive(Debug)]
-struct Clock {
-    pace: Pace,
-    end: Instant,
-    /// When it will have been behind the least rate for too long: each byte buys time, but never more than the grace.
-    behind: Instant,
-}
-
-impl Clock {
-    fn new(pace: Pace) -> Self {
-        let now = Instant::now();
-        Self { pace, end: now + pace.total, behind: now + pace.grace }
-    }
-
-    fn deadline(&self) -> Instant {
-        let pause = Instant::now() + self.pace.idle;
-        let soonest = self.end.min(pause);
-        if self.pace.min_rate == 0 { soonest } else { soonest.min(self.behind) }
-    }
-
-    fn received(&mut self, bytes: usize) {
-        if self.pace.min_rate > 0 {
-            let bought = bytes as u64 * 1_000_000 / self.pace.min_rate;
-            let latest = Instant::now() + self.pace.grace;
-            self.behind = (self.behind + Duration::from_micros(bought)).min(latest);
-        }
-    }
-
-    /// It was not read for so long.
-    fn stood_still(&mut self, time: Duration) {
-        self.end += time;
-        self.behind += time;
     }
 }
 

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use super::body::{BodyWatch, RequestBody};
 use super::budget::{Held, Share};
-use super::collect::{Collected, Pace, collect};
+use super::collect::{Collected, collect};
 use super::config::BodyConfig;
 use super::core::{Core, Policy};
 use super::failure::Failure;
+use super::pace::Pace;
 use super::route::Route;
 use super::uninspected::{Uninspected, is_lenient};
 use crate::meter::{self, DecodeError, Inspected, decode_request};
@@ -79,7 +80,7 @@ impl Reader<'_> {
 
     /// The body as it comes, with what was read of it already.
     fn unread(self, first: Bytes, body: Upload, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
-        let (forward, watch) = RequestBody::rest(first, body, self.core.upstream.idle_timeout, limit);
+        let (forward, watch) = RequestBody::rest(first, body, Pace::passing(self.core), limit);
         ReadBody { forward, watch, inspected: None, values: Vec::new(), unread: why, held: None }
     }
 
@@ -107,7 +108,7 @@ impl Reader<'_> {
             };
         }
         let mut held = self.share.hold();
-        let (data, trailers) = match collect(body, limit, self.pace(), &mut held).await? {
+        let (data, trailers) = match collect(body, limit, Pace::whole(self.core), &mut held).await? {
             Collected::Whole { data, trailers } => (data, trailers),
             Collected::Over { first, rest } if lenient => {
                 return Ok(self.unread(held.keep(first), rest, None, Some(Uninspected::Unread(too_large))));
@@ -133,16 +134,6 @@ impl Reader<'_> {
         }
         let Said { inspected, values, unread } = read;
         Ok(ReadBody { forward, watch, inspected, values, unread, held })
-    }
-
-    fn pace(self) -> Pace {
-        let server = &self.core.server;
-        Pace {
-            min_rate: server.min_body_rate,
-            grace: server.body_grace,
-            total: server.body_timeout,
-            idle: self.core.upstream.idle_timeout,
-        }
     }
 
     /// Inspecting is work: that of a large body is done off the reactor, and so is inflating one. Few are at it at once,

@@ -39,6 +39,7 @@ mod listener;
 mod model_name;
 mod notice;
 mod origins;
+mod pace;
 mod passing;
 mod pattern;
 mod pause;

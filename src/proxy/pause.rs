@@ -1,14 +1,15 @@
-//! The limit on how long a body may pause between two frames, in either direction.
+//! The limit on how long an answer's body may pause between two frames.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Why a body broke off.
+/// Why an answer's body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     /// The other side broke it off, or sent what is no HTTP.
@@ -56,7 +57,7 @@ impl Idle {
 
 /// Polls a frame within the idle limit.
 pub(crate) fn poll_frame_within(
-    body: &mut (impl Body<Data = Bytes, Error = hyper::Error> + Unpin),
+    body: &mut Incoming,
     idle: &mut Idle,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

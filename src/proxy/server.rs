@@ -19,6 +19,7 @@ use super::failure::{Failure, Side};
 use super::forwarding::set_forwarding;
 use super::headers::{check_host, remove_misleading, request_id, take_host};
 use super::notice::Notices;
+use super::pace::Pace;
 use super::passing::pass;
 use super::refusal::RefusalText;
 use super::reply::{allow_credentials, end_connection, reply};
@@ -191,7 +192,7 @@ impl Worker {
     ) -> Result<Response<Body>, Failure> {
         let core = &self.core;
         core.metrics.passed_through.inc();
-        let (body, fault) = RequestBody::passing(body, core.upstream.idle_timeout);
+        let (body, fault) = RequestBody::passing(body, Pace::passing(core));
         let request = Request::from_parts(head, body);
         pass(&self.upstream, &policy, request, fault, core.upstream.idle_timeout, offer).await
     }
