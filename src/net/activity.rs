@@ -72,6 +72,8 @@ struct State {
     /// Bytes read without a request in flight.
     read: u64,
     in_flight: usize,
+    /// Those of them whose answers are not over.
+    answering: usize,
     /// A request was answered.
     answered: bool,
     /// An answer is due, or (in HTTP/1) not all of it is sent.
@@ -89,6 +91,7 @@ impl Activity {
             since: Instant::now(),
             read: 0,
             in_flight: 0,
+            answering: 0,
             answered: false,
             owes: false,
             last_call: None,
@@ -129,8 +132,9 @@ impl Activity {
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         let mut state = self.state();
         state.in_flight += 1;
+        state.answering += 1;
         state.owes = true;
-        Busy(self.clone())
+        Busy { activity: self.clone(), answers: true }
     }
 
     /// Whether a request is in flight.
@@ -141,8 +145,9 @@ impl Activity {
     /// Everything that was written is with the kernel.
     pub(super) fn flushed(&self) {
         let mut state = self.state();
-        if state.in_flight == 0 {
+        if state.answering == 0 && state.owes {
             state.owes = false;
+            state.since = Instant::now();
         }
     }
 
@@ -156,10 +161,11 @@ impl Activity {
         self.state().last_call = Some(at);
     }
 
-    /// Until when the connection may go on as it is, and what it then waited for; `None` while a request is in flight.
+    /// Until when the connection may go on as it is, and what it then waited for; `None` while a request is in flight, or
+    /// (in HTTP/1) its answer not all sent: a slow client is not an idle one, and the kernel gives up one that takes nothing.
     fn deadline(&self) -> Option<(Instant, Waiting)> {
         let state = self.state();
-        if state.in_flight > 0 {
+        if state.in_flight > 0 || (state.protocol == Protocol::Http1 && state.owes) {
             return None;
         }
         let limit = match state.waiting {
@@ -169,8 +175,6 @@ impl Activity {
         };
         let due = match (state.last_call, state.protocol) {
             (None, _) => state.since + limit,
-            // The stop's own limit is enough.
-            (Some(_), Protocol::Http1) if state.owes => state.since + limit,
             (Some(at), Protocol::Http2) if state.answered => at.max(state.since + LAST_ANSWER),
             (Some(at), _) => at.max(state.since + LAST_CALL),
         };
@@ -180,13 +184,27 @@ impl Activity {
 
 /// A request in flight.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Activity>);
+pub(crate) struct Busy {
+    activity: Arc<Activity>,
+    answers: bool,
+}
+
+impl Busy {
+    /// The same for its body, which may take longer than the answer.
+    pub(super) fn for_body(&self) -> Self {
+        self.activity.state().in_flight += 1;
+        Self { activity: self.activity.clone(), answers: false }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.activity.state();
         state.in_flight -= 1;
-        state.answered = true;
+        if self.answers {
+            state.answering -= 1;
+            state.answered = true;
+        }
         if state.in_flight == 0 {
             state.waiting = Waiting::Idle;
             state.since = Instant::now();
@@ -262,11 +280,14 @@ mod tests {
         use Protocol::{Http1, Http2};
         assert_eq!(ends(Http1, async |_| {}).await, (10, Waiting::Handshake));
         assert_eq!(ends(Http1, async |activity| activity.read(1)).await, (5, Waiting::Head));
-        let idle = async |activity: &Arc<Activity>| drop(activity.begin());
+        let idle = async |activity: &Arc<Activity>| {
+            drop(activity.begin());
+            activity.flushed();
+        };
         assert_eq!(ends(Http1, idle).await, (75, Waiting::Idle));
         // Half a head on a connection that was used before.
         let again = async |activity: &Arc<Activity>| {
-            drop(activity.begin());
+            idle(activity).await;
             pass(20).await;
             activity.read(7);
         };
@@ -303,6 +324,7 @@ mod tests {
             drop(first);
             pass(1000).await;
             drop(second);
+            activity.flushed();
             pass(1000).await;
         };
         let began = Instant::now();
@@ -332,12 +354,48 @@ mod tests {
         }
         assert_eq!(ends(Http1, answered).await, (30, Waiting::Idle));
         assert_eq!(ends(Http2, answered).await, (35, Waiting::Idle));
-        // What is not yet sent is waited for, within the limit to idleness.
-        let unsent = async |activity: &Arc<Activity>| {
-            drop(activity.begin());
-            activity.last_call(Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_longer_than_its_answer() {
+        let upload = async |activity: &Arc<Activity>| {
+            let busy = activity.begin();
+            let body = busy.for_body();
+            drop(busy);
+            activity.flushed();
+            assert!(activity.owes_nothing() && activity.is_busy());
+            activity.read(1);
+            pass(1000).await;
+            drop(body);
         };
-        assert_eq!(ends(Http1, unsent).await, (75, Waiting::Idle));
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            assert_eq!(ends(protocol, upload).await, (1075, Waiting::Idle));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_from_when_its_answer_is_sent() {
+        for stops in [false, true] {
+            let activity = Activity::new(LIMITS);
+            drop(activity.begin());
+            if stops {
+                activity.last_call(Instant::now());
+            }
+            let mut watch = Watch::new(&activity);
+            let mut sent = std::pin::pin!(pass(1000));
+            let began = Instant::now();
+            // Both are polled together, as in a connection's task.
+            let waiting = poll_fn(|cx| {
+                if activity.state().owes && sent.as_mut().poll(cx).is_ready() {
+                    activity.flushed();
+                }
+                watch.poll_expired(cx)
+            });
+            let waiting = waiting.await;
+            let rest = if stops { LAST_CALL } else { LIMITS.idle };
+            let ended = (Duration::from_secs(1000) + rest).as_secs();
+            assert_eq!((waiting, began.elapsed().as_secs()), (Waiting::Idle, ended), "{stops}");
+        }
     }
 
     #[test]

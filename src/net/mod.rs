@@ -14,6 +14,7 @@ mod linger;
 mod places;
 mod stream;
 mod taking;
+mod upload;
 
 pub(crate) use self::activity::{Activity, Limits, Protocol};
 pub(crate) use self::attend::{Ended, attend};
@@ -21,3 +22,4 @@ pub(crate) use self::held::Held;
 pub(crate) use self::places::{Full, Place, Places};
 pub(crate) use self::stream::{ClientStream, greet};
 pub(crate) use self::taking::while_taken;
+pub(crate) use self::upload::{Unread, Upload};

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
@@ -13,8 +12,10 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 
 use super::failure::Failure;
+use super::pace::{Pace, PaceError, Paced};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::tap::{Tap, Tapped};
+use crate::net::Upload;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -97,7 +98,7 @@ struct Watched {
 
 const BROKEN: u8 = 1;
 const TOO_LARGE: u8 = 2;
-const IDLE: u8 = 3;
+const SLOW: u8 = 3;
 
 impl BodyWatch {
     fn new(limit: Option<u64>) -> Self {
@@ -145,7 +146,7 @@ impl BodyWatch {
                 let limit = usize::try_from(self.0.limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
                 Some(Failure::BodyTooLarge { limit })
             }
-            IDLE => Some(Failure::BodyTimeout),
+            SLOW => Some(Failure::BodyTimeout),
             _ => Some(Failure::BodyBroken),
         }
     }
@@ -154,9 +155,9 @@ impl BodyWatch {
 /// Why the body of a request could not be forwarded to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestBodyError {
-    /// The client broke it off.
+    /// The client broke it off, or was too slow.
     #[error(transparent)]
-    Client(#[from] BodyError),
+    Client(#[from] PaceError),
     /// It is larger than the route lets through.
     #[error("the body is larger than the route lets through")]
     TooLarge,
@@ -176,8 +177,7 @@ pub(crate) enum RequestBody {
 pub(crate) struct Passing {
     /// What has been read of it already.
     first: Bytes,
-    body: Incoming,
-    idle: Idle,
+    body: Paced,
     /// How many bytes may still come.
     left: Option<u64>,
     watch: Option<BodyWatch>,
@@ -190,8 +190,8 @@ impl RequestBody {
     }
 
     /// The client's body as it comes, and where to see whether it broke.
-    pub(crate) fn passing(body: Incoming, idle: Duration) -> (Self, Option<BodyWatch>) {
-        Self::rest(Bytes::new(), body, idle, None)
+    pub(crate) fn passing(body: Upload, pace: Pace) -> (Self, Option<BodyWatch>) {
+        Self::rest(Bytes::new(), body, pace, None)
     }
 
     /// A body that was read whole.
@@ -203,12 +203,13 @@ impl RequestBody {
     /// What was read of the client's body already, and then the rest as it comes, at most `limit` bytes of it.
     pub(crate) fn rest(
         first: Bytes,
-        body: Incoming,
-        idle: Duration,
+        body: Upload,
+        pace: Pace,
         limit: Option<u64>,
     ) -> (Self, Option<BodyWatch>) {
         let watch = (!body.is_end_stream()).then(|| BodyWatch::new(limit));
-        let passing = Passing { first, body, idle: Idle::new(idle), left: limit, watch: watch.clone() };
+        let body = Paced::new(body, pace);
+        let passing = Passing { first, body, left: limit, watch: watch.clone() };
         (RequestBody::Passing(passing), watch)
     }
 }
@@ -218,7 +219,7 @@ impl Passing {
         if !self.first.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
         }
-        let polled = poll_frame_within(&mut self.body, &mut self.idle, cx);
+        let polled = self.body.poll_frame(cx);
         if let Some(watch) = &self.watch {
             watch.0.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
         }
@@ -226,7 +227,7 @@ impl Passing {
             None => return Poll::Ready(None),
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                self.raise(if matches!(error, BodyError::Idle) { IDLE } else { BROKEN });
+                self.raise(if matches!(error, PaceError::Slow) { SLOW } else { BROKEN });
                 return Poll::Ready(Some(Err(error.into())));
             }
         };
@@ -250,7 +251,7 @@ impl Passing {
 
     fn size_hint(&self) -> SizeHint {
         let held = self.first.len() as u64;
-        match self.body.size_hint().exact() {
+        match self.body.body.size_hint().exact() {
             Some(rest) => SizeHint::with_exact(rest + held),
             None => SizeHint::default(),
         }
@@ -289,7 +290,7 @@ impl http_body::Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            RequestBody::Passing(passing) => passing.first.is_empty() && passing.body.is_end_stream(),
+            RequestBody::Passing(passing) => passing.first.is_empty() && passing.body.body.is_end_stream(),
             RequestBody::Read { data, trailers, .. } => data.is_empty() && trailers.is_none(),
         }
     }

@@ -2,33 +2,19 @@
 //!
 //! While no room is had for what comes next nothing is read: HTTP/2's windows and TCP hold the rest at the client.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::budget::Held;
 use super::failure::Failure;
+use super::pace::{Clock, Pace};
+use crate::net::Upload;
 
 /// What one frame may hold of the connection's own buffer: a small body is held with all of it.
 const STEP: usize = 8 << 10;
-
-/// How slowly a body may come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    /// Bytes a second; 0 is no limit.
-    pub(crate) min_rate: u64,
-    /// How long it may stay behind that.
-    pub(crate) grace: Duration,
-    /// How long all of it may take.
-    pub(crate) total: Duration,
-    /// How long it may pause.
-    pub(crate) idle: Duration,
-}
 
 /// A collected body.
 #[derive(Debug)]
@@ -36,7 +22,7 @@ pub(crate) enum Collected {
     /// All of it. What it holds of the budget goes with the last reference to `data`.
     Whole { data: Bytes, trailers: Option<HeaderMap> },
     /// More than the limit: its beginning, and the rest unread.
-    Over { first: Bytes, rest: Incoming },
+    Over { first: Bytes, rest: Upload },
 }
 
 /// Collects `body`, at most `limit` bytes of it and the frame that goes beyond them, in memory that `held` is given.
@@ -44,7 +30,7 @@ pub(crate) enum Collected {
 /// # Errors
 /// 408: too slow. 400: broken off. 413 and 503: see [`Held::grow`].
 pub(crate) async fn collect(
-    mut body: Incoming,
+    mut body: Upload,
     limit: usize,
     pace: Pace,
     held: &mut Held,
@@ -74,42 +60,6 @@ pub(crate) async fn collect(
         if buffer.len() > limit {
             return Ok(Collected::Over { first: buffer.take(), rest: body });
         }
-    }
-}
-
-/// The latest that the next frame may come.
-#[derive(Debug)]
-struct Clock {
-    pace: Pace,
-    end: Instant,
-    /// When it will have been behind the least rate for too long: each byte buys time, but never more than the grace.
-    behind: Instant,
-}
-
-impl Clock {
-    fn new(pace: Pace) -> Self {
-        let now = Instant::now();
-        Self { pace, end: now + pace.total, behind: now + pace.grace }
-    }
-
-    fn deadline(&self) -> Instant {
-        let pause = Instant::now() + self.pace.idle;
-        let soonest = self.end.min(pause);
-        if self.pace.min_rate == 0 { soonest } else { soonest.min(self.behind) }
-    }
-
-    fn received(&mut self, bytes: usize) {
-        if self.pace.min_rate > 0 {
-            let bought = bytes as u64 * 1_000_000 / self.pace.min_rate;
-            let latest = Instant::now() + self.pace.grace;
-            self.behind = (self.behind + Duration::from_micros(bought)).min(latest);
-        }
-    }
-
-    /// It was not read for so long.
-    fn stood_still(&mut self, time: Duration) {
-        self.end += time;
-        self.behind += time;
     }
 }
 

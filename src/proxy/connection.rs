@@ -18,7 +18,7 @@ use super::body::Body;
 use super::failure::Failure;
 use super::server::Worker;
 use super::upgrade::Switch;
-use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, attend, greet};
+use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, Upload, attend, greet};
 use crate::telemetry::bump;
 
 impl Worker {
@@ -35,8 +35,9 @@ impl Worker {
         let (worker, to) = (self.clone(), switch.clone());
         let calls = Arc::new(Calls { worker, peer, protocol, switch: to, stop: stop.clone() });
         let in_flight = activity.clone();
-        let calls = service_fn(move |request| {
+        let calls = service_fn(move |request: Request<Incoming>| {
             let (calls, busy) = (calls.clone(), in_flight.begin());
+            let request = Request::map(request, |body| Upload::new(body, &busy));
             async move { Ok::<_, Infallible>(calls.answer(request).await.map(|body| Held::new(body, busy))) }
         });
         let io = TokioIo::new(stream);
@@ -138,7 +139,7 @@ struct Calls {
 }
 
 impl Calls {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Upload>) -> Response<Body> {
         let mut response = self.worker.handle(request, self.peer, &self.switch).await;
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if self.protocol == Protocol::Http1 && self.stop.is_cancelled() && !switches {

@@ -37,6 +37,7 @@ use super::upstream::Upstream;
 use crate::meter::Inspected;
 use crate::model::event::{Outcome, Record};
 use crate::model::tenant::TenantId;
+use crate::net::Upload;
 use crate::quota::Entitlement;
 use crate::record::Hub;
 
@@ -71,7 +72,7 @@ enum Early {
 
 impl Exchange<'_> {
     /// Runs it: the answer for the client, or why there is none.
-    pub(crate) async fn run(mut self, head: Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+    pub(crate) async fn run(mut self, head: Parts, body: Upload) -> Result<Response<Body>, Failure> {
         let early = self.identify_early(&head).await;
         if let Err(rejection) = &early
             && !self.route.lets_pass(rejection)

@@ -201,15 +201,12 @@ impl Failure {
         })
     }
 
-    /// Whether the client's connection ends with the answer: the rest of its body is unread, or what follows it need
-    /// not be a request (after a CONNECT it may be anything).
+    /// Whether the client's connection ends with the answer, also where the request's body was read: what follows it need
+    /// not be a request (after a CONNECT it may be anything), or memory is short.
     pub(crate) fn ends_connection(&self) -> bool {
         matches!(
             self,
-            Failure::BodyBroken
-                | Failure::BodyTimeout
-                | Failure::BodyTooLarge { .. }
-                | Failure::Overloaded
+            Failure::Overloaded
                 | Failure::Malformed(_)
                 | Failure::NotHttp { .. }
                 | Failure::UnknownTransferCoding

@@ -7,21 +7,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::body::{BodyWatch, RequestBody};
 use super::budget::{Held, Share};
 use super::charset;
-use super::collect::{Collected, Pace, collect};
+use super::collect::{Collected, collect};
 use super::config::BodyConfig;
 use super::core::{Core, Policy};
 use super::failure::Failure;
+use super::pace::Pace;
 use super::parameters;
 use super::route::Route;
 use super::uninspected::{Uninspected, is_lenient};
 use crate::meter::{self, DecodeError, Inspected, decode_request};
 use crate::model::spelling::canonical;
+use crate::net::Upload;
 
 /// The largest body that is inspected on the reactor: that takes it less than half a millisecond.
 const INLINE: usize = 64 << 10;
@@ -62,7 +63,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads a body as the route has it. Where what can't be inspected is charged or passes, it is streamed.
-    pub(crate) async fn read(self, headers: &HeaderMap, body: Incoming) -> Result<ReadBody, Failure> {
+    pub(crate) async fn read(self, headers: &HeaderMap, body: Upload) -> Result<ReadBody, Failure> {
         match self.route.config.body {
             BodyConfig::Json { max_bytes } => {
                 self.inspectable(headers, body, max_bytes, is_lenient(&self.route.config)).await
@@ -80,8 +81,8 @@ impl Reader<'_> {
     }
 
     /// The body as it comes, with what was read of it already.
-    fn unread(self, first: Bytes, body: Incoming, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
-        let (forward, watch) = RequestBody::rest(first, body, self.core.upstream.idle_timeout, limit);
+    fn unread(self, first: Bytes, body: Upload, limit: Option<u64>, why: Option<Uninspected>) -> ReadBody {
+        let (forward, watch) = RequestBody::rest(first, body, Pace::passing(self.core), limit);
         ReadBody { forward, watch, inspected: None, values: Vec::new(), unread: why, held: None }
     }
 
@@ -90,7 +91,7 @@ impl Reader<'_> {
     async fn inspectable(
         self,
         headers: &HeaderMap,
-        body: Incoming,
+        body: Upload,
         limit: usize,
         lenient: bool,
     ) -> Result<ReadBody, Failure> {
@@ -109,7 +110,7 @@ impl Reader<'_> {
             };
         }
         let mut held = self.share.hold();
-        let (data, trailers) = match collect(body, limit, self.pace(), &mut held).await? {
+        let (data, trailers) = match collect(body, limit, Pace::whole(self.core), &mut held).await? {
             Collected::Whole { data, trailers } => (data, trailers),
             Collected::Over { first, rest } if lenient => {
                 return Ok(self.unread(held.keep(first), rest, None, Some(Uninspected::Unread(too_large))));
@@ -143,16 +144,6 @@ impl Reader<'_> {
         }
         let Said { inspected, values, unread } = read;
         Ok(ReadBody { forward, watch, inspected, values, unread, held })
-    }
-
-    fn pace(self) -> Pace {
-        let server = &self.core.server;
-        Pace {
-            min_rate: server.min_body_rate,
-            grace: server.body_grace,
-            total: server.body_timeout,
-            idle: self.core.upstream.idle_timeout,
-        }
     }
 
     /// Inspecting is work: that of a large body is done off the reactor, and so is inflating one. Few are at it at once,

@@ -40,6 +40,7 @@ mod listener;
 mod model_name;
 mod notice;
 mod origins;
+mod pace;
 mod parameters;
 mod passing;
 mod pattern;

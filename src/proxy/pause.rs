@@ -1,4 +1,4 @@
-//! The limit on how long a body may pause between two frames, in either direction.
+//! The limit on how long an answer's body may pause between two frames.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,7 +9,7 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Why a body broke off.
+/// Why an answer's body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     /// The other side broke it off, or sent what is no HTTP.

@@ -72,7 +72,7 @@ pub(crate) fn reply(
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_REQUEST_ID, request_id.clone());
     if failure.ends_connection() {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        end_connection(headers);
     }
     if let Some(origin) = origin {
         allow_origin(headers, origin);
@@ -81,6 +81,14 @@ pub(crate) fn reply(
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     *response.body_mut() = Body::whole(bytes.into());
     response
+}
+
+/// Says that the connection ends with the answer.
+pub(crate) fn end_connection(headers: &mut HeaderMap) {
+    let close = HeaderValue::from_static("close");
+    if !headers.get_all(header::CONNECTION).iter().any(|value| value == close) {
+        headers.append(header::CONNECTION, close);
+    }
 }
 
 /// Lets a page of `origin` read the answer and the headers that matter to it (Fetch standard, "CORS protocol").

@@ -9,7 +9,6 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
 use tokio_util::task::TaskTracker;
 
@@ -20,14 +19,15 @@ use super::failure::{Failure, Side};
 use super::forwarding::set_forwarding;
 use super::headers::{check_host, remove_misleading, request_id, take_host};
 use super::notice::Notices;
+use super::pace::Pace;
 use super::passing::pass;
 use super::refusal::RefusalText;
-use super::reply::{allow_credentials, reply};
+use super::reply::{allow_credentials, end_connection, reply};
 use super::route::Found;
 use super::settlement::Arrival;
 use super::upgrade::{self, Offer, Switch};
 use super::upstream::Upstream;
-use crate::net::while_taken;
+use crate::net::{Unread, Upload, while_taken};
 use crate::record::Hub;
 use crate::telemetry::bump;
 
@@ -97,17 +97,30 @@ impl Worker {
     /// Answers one request, whatever it is.
     pub(super) async fn handle(
         &self,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         peer: SocketAddr,
         switch: &Switch,
     ) -> Response<Body> {
+        let unread = request.body().unread();
+        // HTTP/1 ends a connection on which a body is unread: its client must not send the next request on it.
+        let refuse = |failure: &Failure,
+                      id: Option<HeaderValue>,
+                      target: &Uri,
+                      origin: Option<&HeaderValue>,
+                      words: Option<&RefusalText>| {
+            let mut answer = self.reply(failure, id, target, origin, words);
+            if unread.as_ref().is_some_and(Unread::get) {
+                end_connection(answer.headers_mut());
+            }
+            answer
+        };
         if let Err(failure) = check(&request) {
             self.core.metrics.bad_requests.inc();
-            return self.reply(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
+            return refuse(&failure, None, request.uri(), request.headers().get(header::ORIGIN), None);
         }
         if self.core.cutting.is_cancelled() {
             let origin = request.headers().get(header::ORIGIN);
-            return self.reply(&Failure::Draining, None, request.uri(), origin, None);
+            return refuse(&Failure::Draining, None, request.uri(), origin, None);
         }
         let policy = self.core.policy.load();
         let (mut head, body) = request.into_parts();
@@ -120,7 +133,7 @@ impl Worker {
         let _head = match share.head(&head) {
             Ok(taken) => taken,
             Err(failure) => {
-                return self.reply(&failure, Some(id), &head.uri, head.headers.get(header::ORIGIN), None);
+                return refuse(&failure, Some(id), &head.uri, head.headers.get(header::ORIGIN), None);
             }
         };
         policy.rules.strip_untrusted(&mut head.headers, caller.peer);
@@ -159,7 +172,7 @@ impl Worker {
         };
         let Some((origin, route)) = origin.as_ref().zip(route) else {
             return answer.unwrap_or_else(|failure| {
-                self.reply(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
+                refuse(&failure, Some(id), &target, origin.as_ref(), words.as_deref())
             });
         };
         match answer {
@@ -168,7 +181,7 @@ impl Worker {
                 answer
             }
             Err(failure) => {
-                let mut answer = self.reply(&failure, Some(id), &target, Some(origin), words.as_deref());
+                let mut answer = refuse(&failure, Some(id), &target, Some(origin), words.as_deref());
                 if route.origins.allow_credentials(origin) {
                     allow_credentials(answer.headers_mut());
                 }
@@ -181,12 +194,12 @@ impl Worker {
         &self,
         policy: Arc<Policy>,
         head: Parts,
-        body: Incoming,
+        body: Upload,
         offer: Option<Offer>,
     ) -> Result<Response<Body>, Failure> {
         let core = &self.core;
         core.metrics.passed_through.inc();
-        let (body, fault) = RequestBody::passing(body, core.upstream.idle_timeout);
+        let (body, fault) = RequestBody::passing(body, Pace::passing(core));
         let request = Request::from_parts(head, body);
         pass(&self.upstream, &policy, request, fault, core.upstream.idle_timeout, offer).await
     }
@@ -215,7 +228,7 @@ impl Worker {
 }
 
 /// What must not be forwarded: hyper has checked the framing, we check the rest.
-fn check(request: &Request<Incoming>) -> Result<(), Failure> {
+fn check(request: &Request<Upload>) -> Result<(), Failure> {
     let method = request.method();
     // Some services take a method in any case.
     if [Method::CONNECT, Method::TRACE]

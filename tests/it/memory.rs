@@ -193,6 +193,37 @@ async fn a_body_that_comes_too_slowly_is_refused_and_counted() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_streamed_has_the_same_least_rate_and_no_total_time() {
+    let keys =
+        [("server.body_grace", "400ms"), ("server.min_body_rate", "1KiB"), ("server.body_timeout", "1ms")];
+    let (upstream, _database, gateway) = narrow(&keys).await;
+    let begin =
+        |length: usize| format!("POST /upload HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\nx");
+    let mut trickling = gateway.connect().await;
+    trickling.send(begin(1 << 18)).await;
+    // It never pauses for long.
+    let refused = async {
+        loop {
+            assert!(trickling.try_send(b" ").await, "closed without a word");
+            let next = tokio::time::timeout(Duration::from_millis(20), trickling.try_read_response());
+            if let Ok(answered) = next.await {
+                break answered.expect("an answer");
+            }
+        }
+    };
+    let refused = within("a refusal", refused).await;
+    assert_eq!((refused.status, refused.json()["code"].clone()), (408, json!("body_timeout")));
+    assert_eq!(gateway.metric("tollgate_replies_total{code=\"body_timeout\"}").await.to_string(), "1");
+    let mut steady = gateway.connect().await;
+    steady.send(begin(1 << 18)).await;
+    steady.send(vec![b'x'; (1 << 18) - 1]).await;
+    assert_eq!(steady.read_response().await.status, 200);
+    let seen = upstream.requests();
+    assert_eq!(seen.iter().filter(|request| request.complete).count(), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_that_never_ends_is_refused_in_the_end() {
     let keys = [("server.body_timeout", "300ms"), ("server.min_body_rate", "0B")];
     let (_upstream, _database, gateway) = narrow(&keys).await;
@@ -236,6 +267,8 @@ async fn a_false_token_is_refused_before_a_byte_of_the_body_is_read() {
         let refused = within("a refusal without the body", client.read_response()).await;
         let told: Value = refused.json()["code"].clone();
         assert_eq!((refused.status, told), (status, json!(code)), "{sources} {token}");
+        assert_eq!(refused.header("connection"), Some("close"), "the next request would be lost");
+        assert_eq!(client.read_to_end().await, b"");
         gateway.stop().await;
     }
 }

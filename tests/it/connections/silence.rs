@@ -5,7 +5,8 @@ use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{HALF_A_HEAD, HANDSHAKE, PREFACE, ended_by, gate, gate_to, used, with_bytes};
 use crate::gateway::rows;
@@ -51,6 +52,62 @@ async fn an_idle_connection_ends_at_the_limit_of_its_own() {
     let mut idle = used(&gateway).await;
     assert_eq!(idle.read_to_end().await, b"");
     assert_eq!(ended_by(&gateway, "keep_alive_timeout").await, 1.0);
+    gateway.stop().await;
+}
+
+/// Its last bytes are with us and not with the kernel, and it takes them more slowly than an idle connection may last.
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_its_whole_answer() {
+    const STEP: usize = 128 << 10;
+    const STEPS: usize = 48;
+    let page = vec![b'x'; STEP * STEPS];
+    let script = move |request: &crate::harness::Request| match request.target() {
+        "/large" => answer(200).body(&page),
+        _ => answer(200).body("ok"),
+    };
+    let (_upstream, _database, gateway) = gate_to(script, &[("server.keep_alive_timeout", "20ms")]).await;
+    let mut slow = gateway.connect().await;
+    slow.send(request("GET", "/large")).await;
+    slow.read_head().await;
+    for _ in 0..STEPS {
+        // As long as an idle connection lasts.
+        used(&gateway).await.read_to_end().await;
+        slow.read_bytes(STEP).await;
+    }
+    assert_eq!(slow.read_to_end().await, b"");
+    gateway.stop().await;
+}
+
+/// It answers as soon as it has the head, and takes the body all the same.
+#[tokio::test]
+async fn an_upload_that_goes_on_after_its_answer_reaches_the_service_whole() {
+    const LENGTH: usize = 1 << 20;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = format!("http://{}", service.local_addr().unwrap());
+    let reading = tokio::spawn(async move {
+        let (mut stream, _) = service.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+        }
+        let head = seen.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        while seen.len() < head + LENGTH && stream.read_buf(&mut seen).await.unwrap() > 0 {}
+        seen.len() - head
+    });
+    let limits =
+        [("server.header_timeout", SHORT), ("server.keep_alive_timeout", SHORT), ("upstream.url", &to)];
+    let (_upstream, _database, gateway) = gate(&limits).await;
+    let mut client = gateway.connect().await;
+    client.send(format!("POST /ingest HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\nxx")).await;
+    assert_eq!(client.read_response().await.status, 202);
+    client.send("x").await;
+    // Longer than an idle connection may last, and a head take.
+    for _ in 0..3 {
+        with_bytes(&gateway, HALF_A_HEAD).await.read_to_end().await;
+    }
+    client.send(vec![b'x'; LENGTH - 3]).await;
+    assert_eq!(within("the whole body", reading).await.unwrap(), LENGTH);
     gateway.stop().await;
 }
 
@@ -116,6 +173,40 @@ async fn an_http_2_stream_whose_client_takes_nothing_is_given_up_and_the_others_
     within("the end of the stream", cut).await;
     drop(sender);
     connection.await.unwrap().unwrap();
+    gateway.stop().await;
+}
+
+/// One frame is their whole answer, and its end is known or not.
+#[tokio::test]
+async fn http_2_streams_whose_answers_are_one_frame_are_given_up_as_well() {
+    let script = |request: &crate::harness::Request| match request.target() {
+        "/whole" => answer(200).body([b'x'; 2048]),
+        "/chunks" => answer(200).chunk([b'x'; 2048]).steps(),
+        _ => answer(200).body("ok"),
+    };
+    let (_upstream, _database, gateway) = gate_to(script, &[("upstream.idle_timeout", "400ms")]).await;
+    let stream = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1)
+        .handshake(stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let asked = |path: &str| {
+        http::Request::get(format!("http://{}{path}", gateway.address))
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    // As many streams as there may be: the next waits until one of them has ended.
+    let mut stalled = Vec::new();
+    for path in ["/whole", "/chunks"].repeat(50) {
+        stalled.push(sender.send_request(asked(path)).await.unwrap());
+    }
+    let next = within("room for a stream", sender.send_request(asked("/page"))).await.unwrap();
+    assert_eq!(next.into_body().collect().await.unwrap().to_bytes(), "ok");
+    for answer in stalled {
+        assert!(within("a reset", answer.into_body().collect()).await.is_err());
+    }
     gateway.stop().await;
 }
 
