@@ -10,6 +10,7 @@
 mod activity;
 mod attend;
 mod held;
+mod interim;
 mod linger;
 mod places;
 mod stream;
@@ -18,6 +19,7 @@ mod taking;
 pub(crate) use self::activity::{Activity, Limits, Protocol};
 pub(crate) use self::attend::{Ended, attend};
 pub(crate) use self::held::Held;
+pub(crate) use self::interim::{InterimSender, spell_head};
 pub(crate) use self::places::{Full, Place, Places};
 pub(crate) use self::stream::{ClientStream, greet};
 pub(crate) use self::taking::while_taken;
