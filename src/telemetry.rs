@@ -53,6 +53,8 @@ pub struct Metrics {
     pub connections_ended: Family<Label, Counter>,
     /// Requests that are not HTTP as it should be: answered 4xx by us, nothing forwarded.
     pub bad_requests: Counter,
+    /// Interim answers (1xx) that were not forwarded, since their client did not read as fast as they came.
+    pub interim_dropped: Counter,
     /// Headers taken off requests since a service could take them for others.
     pub misleading_headers: Counter,
     /// Bytes of requests held now: heads, bodies that are inspected, and the texts taken from them.
@@ -193,6 +195,12 @@ impl Metrics {
                 Family::default(),
             ),
             bad_requests: add(r, "bad_requests", "Malformed requests, not forwarded", Counter::default()),
+            interim_dropped: add(
+                r,
+                "interim_dropped",
+                "Interim answers (1xx) not forwarded, since too many waited for their client",
+                Counter::default(),
+            ),
             misleading_headers: add(
                 r,
                 "misleading_headers",

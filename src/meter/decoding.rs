@@ -4,6 +4,7 @@
 //!    most that its format has) and one output buffer. What is decoded is read at once and kept nowhere.
 //! 2. Work: a body that grows beyond [`MAX_RATIO`] times what of it has come, once it is large enough for that to
 //!    matter, is a bomb, and is decoded no further. (Where it is noticed is the one thing that the chunks decide.)
+//!    And what one step decodes is little ([`STEP`]), so that whoever else waits for this thread has its turn.
 //! 3. A fault of the encoding ends the reading, never the answer.
 //! 4. The bytes have the last word: a body that is plainly JSON or an event stream is read as such under the name of a
 //!    coding too (what undid the coding left the header), and one that begins as gzip does without a header.
@@ -15,6 +16,7 @@ use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use smallvec::SmallVec;
 
 use super::answer::{Answer, Trouble};
+use super::brotli_decoder::{Brotli, BrotliReader};
 
 /// An event stream that repeats its text in every event (the chat service's) is squeezed to a hundredth; what goes
 /// beyond this was made to.
@@ -24,6 +26,11 @@ const HARMLESS: u64 = 8 << 20;
 /// RFC 9659: a `zstd` content coding needs no larger window than 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;
 const BROTLI_BUFFER: usize = 4096;
+/// How many decoded bytes end a step: to parse them takes a fraction of a millisecond. It may be more by what a decoder
+/// gives at once (128 KiB, a block of zstd).
+const STEP: u64 = 64 << 10;
+/// How many calls of a decoder end a step: what decodes to nothing (empty members) is work too.
+const CALLS: usize = 64;
 /// The first byte of gzip (RFC 1952, 2.3.1): a control character with which no text begins.
 const GZIP: u8 = 0x1f;
 /// How many first bytes show that a body is plain text after all: of compressed ones not so many are ASCII.
@@ -59,7 +66,7 @@ enum Decoder {
     Gzip(Box<MultiGzDecoder<Guard>>),
     Zlib(ZlibDecoder<Guard>),
     Deflate(DeflateDecoder<Guard>),
-    Brotli(Box<brotli::DecompressorWriter<Guard>>),
+    Brotli(Brotli, Guard),
     Zstd(Box<zstd::stream::write::Decoder<'static, Guard>>),
     /// `deflate`, and its first byte is not here yet, or is alone: zlib's wrapper (RFC 9110, 8.4.1.2) or, as some
     /// servers have it, none.
@@ -105,26 +112,35 @@ impl Body {
         }
     }
 
+    /// Reads on, a step of it. `None` when all was read; else how many bytes of `chunk` were taken: the rest is next,
+    /// even where nothing is left of it.
     #[inline]
-    pub(super) fn observe(&mut self, chunk: &[u8]) {
+    pub(super) fn step(&mut self, chunk: &[u8]) -> Option<usize> {
         match self {
-            Body::Plain { answer, begun: true } => answer.feed(chunk),
+            Body::Plain { answer, begun: true } => {
+                answer.feed(chunk);
+                None
+            }
             Body::Plain { begun, .. } => {
-                let Some(first) = chunk.first() else { return };
+                let first = chunk.first()?;
                 *begun = true;
                 if *first == GZIP
                     && let Body::Plain { answer, .. } = std::mem::replace(self, Body::Turning)
                 {
                     *self = Self::encoded(b"gzip", answer, None);
                 }
-                self.observe(chunk);
+                self.step(chunk)
             }
             Body::Encoded(encoded) => {
-                if let Some(answer) = encoded.observe(chunk) {
+                let (begun, plain) = encoded.begin(chunk);
+                let rest = &chunk[begun..];
+                if let Some(answer) = plain {
                     *self = Body::Plain { answer, begun: true };
+                    return self.step(rest);
                 }
+                Some(begun + encoded.step(rest)?)
             }
-            Body::Unknown(_) | Body::Turning => {}
+            Body::Unknown(_) | Body::Turning => None,
         }
     }
 
@@ -135,6 +151,12 @@ impl Body {
             Body::Encoded(encoded) => encoded.decoder.guard().answer.as_deref(),
             Body::Turning => None,
         }
+    }
+
+    /// How many bytes have been decoded.
+    #[cfg(test)]
+    pub(super) fn decoded(&self) -> u64 {
+        if let Body::Encoded(encoded) = self { encoded.decoder.guard().decoded } else { 0 }
     }
 
     /// The answer, where its bytes are those on the wire.
@@ -163,38 +185,47 @@ impl Body {
 }
 
 impl Encoded {
-    /// Reads on. The answer is handed back where it turns out to have no coding.
-    fn observe(&mut self, chunk: &[u8]) -> Option<Box<Answer>> {
-        if let Some(head) = &mut self.head {
-            let before = head.len();
-            head.extend_from_slice(&chunk[..chunk.len().min(PROOF - before)]);
-            if head.len() < PROOF {
-                return None;
-            }
-            let head = self.head.take().unwrap_or_default();
-            if let Some(mut answer) = self.without_coding(&head) {
-                answer.feed(&head[..before]);
-                answer.feed(chunk);
-                return Some(answer);
-            }
-            self.decode(&head[..before]);
+    /// Takes the first bytes, until they show whether the coding is there: how many, and the answer where it is not.
+    fn begin(&mut self, chunk: &[u8]) -> (usize, Option<Box<Answer>>) {
+        let Some(head) = &mut self.head else { return (0, None) };
+        let taken = chunk.len().min(PROOF - head.len());
+        head.extend_from_slice(&chunk[..taken]);
+        if head.len() < PROOF {
+            return (taken, None);
         }
-        self.decode(chunk);
+        (taken, self.end_head())
+    }
+
+    /// The first bytes are here: reads them. The answer is handed back where they have no coding.
+    fn end_head(&mut self) -> Option<Box<Answer>> {
+        let head = self.head.take()?;
+        if is_plain(&head) {
+            let mut answer = self.decoder.guard_mut().answer.take()?;
+            answer.feed(&head);
+            return Some(answer);
+        }
+        let mut rest = &head[..];
+        while let Some(taken) = self.step(rest) {
+            rest = &rest[taken..];
+        }
         None
     }
 
-    fn without_coding(&mut self, head: &[u8]) -> Option<Box<Answer>> {
-        if is_plain(head) { self.decoder.guard_mut().answer.take() } else { None }
-    }
-
-    fn decode(&mut self, chunk: &[u8]) {
-        if self.trouble.is_some() || chunk.is_empty() {
-            return;
+    fn step(&mut self, chunk: &[u8]) -> Option<usize> {
+        if self.trouble.is_some() {
+            return None;
         }
-        self.encoded += chunk.len() as u64;
-        self.decoder.guard_mut().allowed = HARMLESS.max(self.encoded.saturating_mul(MAX_RATIO));
-        if self.decoder.decode(chunk).is_err() {
-            self.stop();
+        let come = self.encoded + chunk.len() as u64;
+        self.decoder.guard_mut().allowed = HARMLESS.max(come.saturating_mul(MAX_RATIO));
+        match self.decoder.step(chunk) {
+            Ok(taken) => {
+                self.encoded += taken.unwrap_or(chunk.len()) as u64;
+                taken
+            }
+            Err(_) => {
+                self.stop();
+                None
+            }
         }
     }
 
@@ -207,12 +238,8 @@ impl Encoded {
     }
 
     fn finish(mut self) -> (Option<Box<Answer>>, Option<Trouble>) {
-        if let Some(head) = self.head.take() {
-            if let Some(mut answer) = self.without_coding(&head) {
-                answer.feed(&head);
-                return (Some(answer), None);
-            }
-            self.decode(&head);
+        if let Some(answer) = self.end_head() {
+            return (Some(answer), None);
         }
         if self.trouble.is_none() && self.decoder.flush().is_err() {
             self.stop();
@@ -233,7 +260,7 @@ impl Decoder {
         Ok(match coding {
             b"gzip" | b"x-gzip" => Decoder::Gzip(Box::new(MultiGzDecoder::new(guard(answer)))),
             b"deflate" => Decoder::UndecidedDeflate(guard(answer), None),
-            b"br" => Decoder::Brotli(Box::new(brotli::DecompressorWriter::new(guard(answer), BROTLI_BUFFER))),
+            b"br" => Decoder::Brotli(Brotli::new(), guard(answer)),
             b"zstd" => {
                 let Ok(mut raw) = zstd::stream::raw::Decoder::new() else { return Err(answer) };
                 let window = zstd::stream::raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
@@ -246,16 +273,17 @@ impl Decoder {
         })
     }
 
-    fn decode(&mut self, mut chunk: &[u8]) -> io::Result<()> {
+    /// Reads on. `None` when all was read; else how many bytes were taken, and there is more to do.
+    fn step(&mut self, chunk: &[u8]) -> io::Result<Option<usize>> {
         if let Decoder::UndecidedDeflate(guard, first) = self {
             let (one, two) = match (*first, chunk) {
                 (Some(one), [two, ..]) => (one, *two),
                 (None, [one, two, ..]) => (*one, *two),
                 (None, [one]) => {
                     *first = Some(*one);
-                    return Ok(());
+                    return Ok(None);
                 }
-                (_, []) => return Ok(()),
+                (_, []) => return Ok(None),
             };
             let held = *first;
             let guard = guard.take();
@@ -265,33 +293,48 @@ impl Decoder {
                 Decoder::Deflate(DeflateDecoder::new(guard))
             };
             if let Some(byte) = held {
-                self.decode(&[byte])?;
+                self.call(&[byte])?;
             }
         }
-        while !chunk.is_empty() {
-            let taken = match self {
-                Decoder::Gzip(decoder) => decoder.write(chunk)?,
-                Decoder::Zlib(decoder) => decoder.write(chunk)?,
-                Decoder::Deflate(decoder) => decoder.write(chunk)?,
-                Decoder::Brotli(decoder) => decoder.write(chunk)?,
-                Decoder::Zstd(decoder) => decoder.write(chunk)?,
-                Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => return Ok(()),
-            };
-            if taken == 0 {
+        let enough = self.guard().decoded.saturating_add(STEP);
+        let mut taken = 0;
+        for _ in 0..CALLS {
+            let rest = &chunk[taken..];
+            if rest.is_empty() && !self.holds_output() {
+                return Ok(None);
+            }
+            if self.guard().decoded >= enough {
+                break;
+            }
+            let count = self.call(rest)?;
+            if count == 0 && !self.holds_output() {
                 // The coding's own end; what follows is nobody's.
-                return Ok(());
+                return Ok(None);
             }
-            chunk = &chunk[taken..];
+            taken += count;
         }
-        if let Decoder::Brotli(decoder) = self {
-            // It takes all the input and holds back output beyond its buffer: an answer that breaks off would lose it.
-            let mut before = None;
-            while before != Some(decoder.get_ref().decoded) {
-                before = Some(decoder.get_ref().decoded);
-                let _none = decoder.write(&[])?;
+        Ok(Some(taken))
+    }
+
+    /// Calls the decoder once: how many bytes it took. It decodes to 128 KiB at most.
+    fn call(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Decoder::Gzip(decoder) => decoder.write(bytes),
+            Decoder::Zlib(decoder) => decoder.write(bytes),
+            Decoder::Deflate(decoder) => decoder.write(bytes),
+            Decoder::Zstd(decoder) => decoder.write(bytes),
+            Decoder::Brotli(decoder, guard) => {
+                let mut output = [0; BROTLI_BUFFER];
+                let (taken, given) = decoder.step(bytes, &mut output)?;
+                guard.write_all(&output[..given])?;
+                Ok(taken)
             }
+            Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => Ok(0),
         }
-        Ok(())
+    }
+
+    fn holds_output(&self) -> bool {
+        matches!(self, Decoder::Brotli(decoder, _) if decoder.holds_output())
     }
 
     /// Hands on what a decoder holds back. What is missing at the end is not its fault: the body may have been cut.
@@ -300,9 +343,8 @@ impl Decoder {
             Decoder::Gzip(decoder) => decoder.flush(),
             Decoder::Zlib(decoder) => decoder.flush(),
             Decoder::Deflate(decoder) => decoder.flush(),
-            Decoder::Brotli(decoder) => decoder.flush(),
             Decoder::Zstd(decoder) => decoder.flush(),
-            Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => Ok(()),
+            Decoder::Brotli(..) | Decoder::UndecidedDeflate(..) | Decoder::Stopped(_) => Ok(()),
         }
     }
 
@@ -311,9 +353,10 @@ impl Decoder {
             Decoder::Gzip(decoder) => decoder.get_ref(),
             Decoder::Zlib(decoder) => decoder.get_ref(),
             Decoder::Deflate(decoder) => decoder.get_ref(),
-            Decoder::Brotli(decoder) => decoder.get_ref(),
             Decoder::Zstd(decoder) => decoder.get_ref(),
-            Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => guard,
+            Decoder::Brotli(_, guard) | Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => {
+                guard
+            }
         }
     }
 
@@ -322,9 +365,10 @@ impl Decoder {
             Decoder::Gzip(decoder) => decoder.get_mut(),
             Decoder::Zlib(decoder) => decoder.get_mut(),
             Decoder::Deflate(decoder) => decoder.get_mut(),
-            Decoder::Brotli(decoder) => decoder.get_mut(),
             Decoder::Zstd(decoder) => decoder.get_mut(),
-            Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => guard,
+            Decoder::Brotli(_, guard) | Decoder::UndecidedDeflate(guard, _) | Decoder::Stopped(guard) => {
+                guard
+            }
         }
     }
 }
@@ -362,7 +406,7 @@ pub fn decode_request<'a>(
         b"gzip" | b"x-gzip" => Box::new(flate2::read::MultiGzDecoder::new(body)),
         b"deflate" if is_zlib(body) => Box::new(flate2::read::ZlibDecoder::new(body)),
         b"deflate" => Box::new(flate2::read::DeflateDecoder::new(body)),
-        b"br" => Box::new(brotli::Decompressor::new(body, BROTLI_BUFFER)),
+        b"br" => Box::new(BrotliReader::new(body)),
         b"zstd" => {
             let mut decoder = zstd::stream::read::Decoder::new(body).map_err(|_| DecodeError::Corrupt)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|_| DecodeError::Corrupt)?;

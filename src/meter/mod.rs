@@ -13,6 +13,7 @@
 //! Where nothing is reported there is text to count (`counting`): by threads of their own, never by the reactor's.
 
 mod answer;
+mod brotli_decoder;
 mod builtin;
 mod calls;
 mod capture;
@@ -235,11 +236,20 @@ impl Meter {
         self.body.plain().is_some_and(Answer::between_documents)
     }
 
-    /// Looks at the next bytes of the body.
+    /// Looks at the next bytes of the body, all of them. Of a few KB it may decode some MB: see [`Meter::step`].
+    pub fn observe(&mut self, mut chunk: &[u8]) {
+        while let Some(taken) = self.step(chunk) {
+            chunk = &chunk[taken..];
+        }
+    }
+
+    /// Looks at the next bytes of the body, as far as is little work: about 64 KiB of what they decode to, or those of a
+    /// body that has no coding. `None` when all was read; else how many bytes were taken, and the rest is to be shown
+    /// next, even where nothing is left of it.
     #[inline]
-    pub fn observe(&mut self, chunk: &[u8]) {
+    pub fn step(&mut self, chunk: &[u8]) -> Option<usize> {
         self.has_bytes |= !chunk.is_empty();
-        self.body.observe(chunk);
+        self.body.step(chunk)
     }
 
     /// What was learnt; the body ended, or broke off.

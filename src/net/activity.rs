@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::interim::Interim;
+
 /// How long at the stop a silent connection is kept, for a request that is on its way; and for how long a client may
 /// read what it was sent.
 pub(crate) const LAST_CALL: Duration = Duration::from_millis(250);
@@ -61,6 +63,7 @@ impl Waiting {
 #[derive(Debug)]
 pub(crate) struct Activity {
     limits: Limits,
+    interim: Arc<Interim>,
     state: Mutex<State>,
 }
 
@@ -96,7 +99,7 @@ impl Activity {
             owes: false,
             last_call: None,
         };
-        Arc::new(Self { limits, state: Mutex::new(state) })
+        Arc::new(Self { limits, interim: Arc::default(), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,6 +108,11 @@ impl Activity {
 
     pub(crate) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The interim answers on their way to the client (HTTP/1).
+    pub(crate) fn interim(&self) -> &Arc<Interim> {
+        &self.interim
     }
 
     /// The protocol is known.

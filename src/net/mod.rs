@@ -10,6 +10,7 @@
 mod activity;
 mod attend;
 mod held;
+mod interim;
 mod linger;
 mod places;
 mod stream;
@@ -19,6 +20,7 @@ mod upload;
 pub(crate) use self::activity::{Activity, Limits, Protocol};
 pub(crate) use self::attend::{Ended, attend};
 pub(crate) use self::held::Held;
+pub(crate) use self::interim::{InterimSender, spell_head};
 pub(crate) use self::places::{Full, Place, Places};
 pub(crate) use self::stream::{ClientStream, greet};
 pub(crate) use self::taking::while_taken;

@@ -43,7 +43,16 @@ pub(crate) async fn greet(
     let activity = Some(activity.clone());
     Ok((
         protocol,
-        ClientStream { stream, first, activity, http1, withheld: None, ended: false, closing: None },
+        ClientStream {
+            stream,
+            first,
+            activity,
+            http1,
+            interim: Bytes::new(),
+            withheld: None,
+            ended: false,
+            closing: None,
+        },
     ))
 }
 
@@ -69,7 +78,7 @@ async fn first_bytes(stream: &mut TcpStream) -> io::Result<Option<(Protocol, Byt
 /// A client's byte stream: what was read of it already and then the rest, with a lingering close.
 ///
 /// HTTP/1 answers a head that it can't parse before anybody sees the request, with a bare status. That answer is withheld
-/// ([`ClientStream::withheld`]), so that a better one can be given.
+/// ([`ClientStream::withheld`]), so that a better one can be given. Interim answers are written here (`interim`).
 #[derive(Debug)]
 pub(crate) struct ClientStream {
     stream: TcpStream,
@@ -78,6 +87,8 @@ pub(crate) struct ClientStream {
     /// `None` once another protocol than HTTP is spoken.
     activity: Option<Arc<Activity>>,
     http1: bool,
+    /// The rest of an interim answer that is being written.
+    interim: Bytes,
     withheld: Option<u16>,
     /// The client has ended its side.
     ended: bool,
@@ -107,6 +118,33 @@ impl ClientStream {
         self.http1 = false;
         self.write_all(answer).await?;
         self.shutdown().await
+    }
+
+    /// Writes the rest of the interim answer that was begun.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.interim))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.interim.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes the interim answers that wait: nothing else does, where this is called.
+    fn poll_all_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_interim(cx))?;
+            match self
+                .activity
+                .as_ref()
+                .filter(|_| self.http1)
+                .and_then(|activity| activity.interim().next(cx))
+            {
+                Some(head) => self.interim = head,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
     }
 
     /// Whether what is written now is an answer that no request was seen for.
@@ -152,6 +190,7 @@ impl AsyncWrite for ClientStream {
         if self.withholds(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
+        ready!(self.poll_interim(cx))?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -163,6 +202,7 @@ impl AsyncWrite for ClientStream {
         if self.withholds(pieces.first().map_or(&[], |piece| piece)) {
             return Poll::Ready(Ok(pieces.iter().map(|piece| piece.len()).sum()));
         }
+        ready!(self.poll_interim(cx))?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
@@ -174,6 +214,7 @@ impl AsyncWrite for ClientStream {
         if let Some(activity) = &self.activity {
             activity.flushed();
         }
+        ready!(self.poll_all_interim(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

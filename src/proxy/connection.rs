@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -18,7 +18,7 @@ use super::body::Body;
 use super::failure::Failure;
 use super::server::Worker;
 use super::upgrade::Switch;
-use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, Upload, attend, greet};
+use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, Upload, attend, greet, spell_head};
 use crate::telemetry::bump;
 
 impl Worker {
@@ -33,8 +33,8 @@ impl Worker {
         };
         let switch = Switch::default();
         let (worker, to) = (self.clone(), switch.clone());
-        let calls = Arc::new(Calls { worker, peer, protocol, switch: to, stop: stop.clone() });
-        let in_flight = activity.clone();
+        let (in_flight, of) = (activity.clone(), activity.clone());
+        let calls = Arc::new(Calls { worker, peer, protocol, activity: of, switch: to, stop: stop.clone() });
         let calls = service_fn(move |request: Request<Incoming>| {
             let (calls, busy) = (calls.clone(), in_flight.begin());
             let request = Request::map(request, |body| Upload::new(body, &busy));
@@ -114,14 +114,7 @@ impl Worker {
 /// An answer as HTTP/1.1 writes it; its body must be there whole.
 fn spelled_out(response: Response<Body>) -> Vec<u8> {
     let (head, body) = response.into_parts();
-    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
-    for (name, value) in &head.headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"\r\n");
+    let mut bytes = spell_head(head.status, &head.headers);
     if let Body::Whole(Some(body)) = body {
         bytes.extend_from_slice(&body);
     }
@@ -134,13 +127,22 @@ struct Calls {
     worker: Arc<Worker>,
     peer: SocketAddr,
     protocol: Protocol,
+    activity: Arc<Activity>,
     switch: Switch,
     stop: CancellationToken,
 }
 
 impl Calls {
-    async fn answer(&self, request: Request<Upload>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Upload>) -> Response<Body> {
+        // Clients of HTTP/1.0 know no interim answers (RFC 9110, section 15.2).
+        let answering = (request.version() == Version::HTTP_11).then(|| self.activity.interim().begin());
+        if let Some(answering) = &answering {
+            request.extensions_mut().insert(answering.sender());
+        }
         let mut response = self.worker.handle(request, self.peer, &self.switch).await;
+        if let Some(answering) = answering {
+            self.worker.core.metrics.interim_dropped.inc_by(answering.end().await);
+        }
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if self.protocol == Protocol::Http1 && self.stop.is_cancelled() && !switches {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

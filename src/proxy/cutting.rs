@@ -15,15 +15,37 @@ use crate::meter::StreamKind;
 #[derive(Debug)]
 pub(crate) struct Limiter {
     ends: Ends,
+    /// What is shown to the settlement just now.
+    piece: Option<Piece>,
     /// The last event passed the limit.
     over: bool,
+}
+
+/// How far a step came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// All of the frame has been shown.
+    Done,
+    /// There is more of it to show, after so many bytes.
+    Behind(usize),
+    /// The stream is cut here, after so many bytes.
+    Cut(usize),
+}
+
+/// A line, or what is here of it.
+#[derive(Debug)]
+struct Piece {
+    /// How many bytes of it have not been shown.
+    left: usize,
+    /// Its end is here.
+    whole: bool,
 }
 
 impl Limiter {
     /// For an answer that may be cut: its settlement says so, and a declared length can't be ended early.
     pub(crate) fn of(settlement: &Settlement, body: &Incoming) -> Option<Self> {
         let kind = settlement.limited().filter(|_| body.size_hint().exact().is_none())?;
-        Some(Self { ends: Ends::new(kind), over: false })
+        Some(Self { ends: Ends::new(kind), piece: None, over: false })
     }
 
     /// Whether the place where the stream was cut is within an event, which is to be ended.
@@ -31,38 +53,30 @@ impl Limiter {
         self.ends.within
     }
 
-    fn observe(&mut self, data: &[u8], settlement: &mut Settlement) -> Option<usize> {
+    /// Shows the next bytes to the settlement, as far as is little work.
+    pub(crate) fn step(&mut self, data: &[u8], settlement: &mut Settlement) -> Step {
         let mut at = 0;
-        while at < data.len() {
+        loop {
             let rest = &data[at..];
-            if self.over && !self.ends.still_ends(rest[0]) {
-                return Some(at);
-            }
-            let Some(end) = self.ends.next(rest) else {
-                settlement.observe(rest);
-                return None;
+            let piece = match self.piece.take() {
+                Some(piece) => piece,
+                None => {
+                    let Some(next) = rest.first() else { return Step::Done };
+                    if self.over && !self.ends.still_ends(*next) {
+                        return Step::Cut(at);
+                    }
+                    let end = self.ends.next(rest);
+                    Piece { left: end.unwrap_or(rest.len()), whole: end.is_some() }
+                }
             };
-            settlement.observe(&rest[..end]);
-            at += end;
-            if !self.ends.within || settlement.between_documents() {
+            if let Some(taken) = settlement.step(&rest[..piece.left]) {
+                self.piece = Some(Piece { left: piece.left - taken, ..piece });
+                return Step::Behind(at + taken);
+            }
+            at += piece.left;
+            if piece.whole && (!self.ends.within || settlement.between_documents()) {
                 self.over = self.over || settlement.spent();
             }
-        }
-        None
-    }
-}
-
-/// Shows the next bytes to the settlement. Where the stream is to be cut, how many of them still go on.
-pub(crate) fn observe(
-    limiter: &mut Option<Limiter>,
-    data: &[u8],
-    settlement: &mut Settlement,
-) -> Option<usize> {
-    match limiter {
-        Some(limiter) => limiter.observe(data, settlement),
-        None => {
-            settlement.observe(data);
-            None
         }
     }
 }

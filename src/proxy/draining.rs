@@ -20,11 +20,11 @@ use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::cutting::{Limiter, observe};
 use super::drain::Drained;
 use super::failure::Failure;
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
+use super::watching::Watch;
 use crate::telemetry::{Metrics, bump};
 
 /// What is still to come of an answer.
@@ -35,8 +35,8 @@ pub(crate) enum Rest {
     Body {
         first: Option<Option<Result<Frame<Bytes>, BodyError>>>,
         body: Incoming,
-        /// Where it is a stream that may be cut.
-        limiter: Option<Limiter>,
+        /// It may not have shown the last frame whole.
+        watch: Watch,
     },
 }
 
@@ -100,20 +100,23 @@ impl Drop for Running {
 }
 
 async fn read_on(rest: Rest, settlement: &mut Settlement, mut idle: Idle, limit: u64) -> Drained {
-    let (mut first, mut body, mut limiter) = match rest {
-        Rest::Body { first, body, limiter } => (first, body, limiter),
+    let (mut first, mut body, mut watch) = match rest {
+        Rest::Body { first, body, watch } => (first, body, watch),
         Rest::Unanswered(sending) => match sending.await {
             Ok(response) if response.status() != http::StatusCode::SWITCHING_PROTOCOLS => {
                 let (head, body) = response.into_parts();
                 settlement.answered(&head);
-                let limiter = Limiter::of(settlement, &body);
-                (None, body, limiter)
+                let watch = Watch::new(settlement, &body);
+                (None, body, watch)
             }
             _ => return Drained::Broken,
         },
     };
     let mut seen: u64 = 0;
     loop {
+        if watch.catch_up(settlement).await {
+            return Drained::OverLimit;
+        }
         let frame = match first.take() {
             Some(frame) => frame,
             None => poll_fn(|cx| poll_frame_within(&mut body, &mut idle, cx)).await,
@@ -123,12 +126,13 @@ async fn read_on(rest: Rest, settlement: &mut Settlement, mut idle: Idle, limit:
             Some(Err(_)) => return Drained::Broken,
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    if observe(&mut limiter, data, settlement).is_some() {
-                        return Drained::OverLimit;
-                    }
+                    watch.begin(data);
                     seen = seen.saturating_add(data.len() as u64);
                 }
             }
+        }
+        if watch.catch_up(settlement).await {
+            return Drained::OverLimit;
         }
         if seen > limit {
             return Drained::ByteLimit;

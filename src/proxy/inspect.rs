@@ -189,7 +189,7 @@ impl Job {
         };
         if !self.charset_is_read && !plain.is_empty() {
             // In another coding it may well be JSON.
-            return Ok(Said { unread: Some(Uninspected::NotJson { like_json: true }), ..Said::default() });
+            return Ok(Said { unread: Some(Uninspected::NotJson { legible: true }), ..Said::default() });
         }
         let (format, event) = (&self.route.format, self.route.config.event);
         // Elsewhere a call is one call, whatever its form holds.

@@ -59,6 +59,7 @@ mod tunnel;
 mod uninspected;
 mod upgrade;
 mod upstream;
+mod watching;
 
 pub use self::audit::config::{AuditEntity, AuditRule, AuditSource, AuditValue, AuditWhen, Known};
 pub use self::budget::Budget;

@@ -281,11 +281,10 @@ impl Settlement {
         }
     }
 
-    /// Bytes of the answer pass by.
-    pub(crate) fn observe(&mut self, chunk: &[u8]) {
-        if let Some(meter) = self.open.as_mut().and_then(|open| open.meter.as_mut()) {
-            meter.observe(chunk);
-        }
+    /// Bytes of the answer pass by. `None` when all were read; else how many were, and the rest is to be shown next: see
+    /// [`Meter::step`].
+    pub(crate) fn step(&mut self, chunk: &[u8]) -> Option<usize> {
+        self.open.as_mut()?.meter.as_mut()?.step(chunk)
     }
 
     /// Where the answer is a stream that is held against the tenant's limit: how it is cut into events.

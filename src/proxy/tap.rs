@@ -5,11 +5,13 @@
 //!    the journal: the end of the stream, the trailers, or the frame that completes a declared length (a client that
 //!    counts bytes has seen the whole answer with that frame). So is the frame with a stream's own last event (OpenAI's
 //!    `[DONE]`), by which a client knows the end as well; where the body's end is not right behind it, it goes on.
+//!    A frame that decodes to much is held while it is read, in steps (`watching`): its end may be one of these.
 //! 2. A body ends in one of six ways, and each is told to the settlement once: end of stream, end with trailers, end
 //!    with the frame that completes it, an error, dropped, or already over when it began. A seventh is our own: cut at
 //!    the tenant's limit.
 
 use std::fmt;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,10 +22,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::cutting::{Limiter, observe};
+use super::cutting::Step;
 use super::draining::{Rest, client_left};
 use super::pause::{BodyError, Idle, poll_frame_within};
 use super::settlement::Settlement;
+use super::watching::Watch;
 use crate::model::event::Outcome;
 
 /// How long a stream's last event waits for the end of its body, which a service writes with it or right after it.
@@ -56,8 +59,9 @@ enum State {
     Flowing {
         first: Option<Option<FrameResult>>,
         settlement: Settlement,
-        /// Where it is a stream that may be cut at the tenant's limit.
-        limiter: Option<Limiter>,
+        watch: Watch,
+        /// The frame that is being shown to the settlement.
+        shown: Option<Bytes>,
         closing: Closing,
     },
     /// The end is held until its event is in the journal.
@@ -125,26 +129,35 @@ pub(crate) async fn tap(mut upstream: Incoming, mut settlement: Settlement, idle
         settlement.finish(Outcome::Completed).await;
         return Tapped::Empty;
     }
-    let first = match upstream.frame().now_or_never() {
-        Some(Some(Ok(frame))) => {
-            if let (Some(data), true) = (frame.data_ref(), upstream.is_end_stream()) {
-                let data = data.clone();
-                settlement.observe(&data);
-                if !settlement.conclude() {
-                    settlement.finish(Outcome::Completed).await;
-                    return Tapped::Settled(data);
+    let mut watch = Watch::new(&settlement, &upstream);
+    let (mut first, mut shown) = (None, None);
+    match upstream.frame().now_or_never() {
+        Some(Some(Ok(frame))) => match frame.into_data() {
+            Ok(data) if upstream.is_end_stream() => {
+                watch.begin(&data);
+                if watch.step(&mut settlement) == Step::Done {
+                    return settle(upstream, data, settlement, idle).await;
                 }
-                let settling = settlement.finish(Outcome::Completed).boxed();
-                let state = State::Ending { settling, closing: None, last: Some(Ok(Frame::data(data))) };
-                return Tapped::Open(Box::new(Tap::new(upstream, idle, state)));
+                shown = Some(data);
             }
-            Some(Some(Ok(frame)))
-        }
-        Some(other) => Some(other.map(|frame| frame.map_err(BodyError::Broken))),
-        None => None,
-    };
-    let limiter = Limiter::of(&settlement, &upstream);
-    let state = State::Flowing { first, settlement, limiter, closing: Closing::NotYet };
+            Ok(data) => first = Some(Some(Ok(Frame::data(data)))),
+            Err(frame) => first = Some(Some(Ok(frame))),
+        },
+        Some(other) => first = Some(other.map(|frame| frame.map_err(BodyError::Broken))),
+        None => {}
+    }
+    let state = State::Flowing { first, settlement, watch, shown, closing: Closing::NotYet };
+    Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
+}
+
+/// Settles an answer that is here whole, and was read.
+async fn settle(upstream: Incoming, data: Bytes, mut settlement: Settlement, idle: Duration) -> Tapped {
+    if !settlement.conclude() {
+        settlement.finish(Outcome::Completed).await;
+        return Tapped::Settled(data);
+    }
+    let settling = settlement.finish(Outcome::Completed).boxed();
+    let state = State::Ending { settling, closing: None, last: Some(Ok(Frame::data(data))) };
     Tapped::Open(Box::new(Tap::new(upstream, idle, state)))
 }
 
@@ -157,24 +170,39 @@ impl Tap {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         loop {
             match &mut self.state {
-                State::Flowing { first, settlement, limiter, closing } => {
+                State::Flowing { first, settlement, watch, shown, closing } => {
                     let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
-                    if let Some(data) = ready!(closing.poll_release(upstream, first, cx)) {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    let frame = match first.take() {
-                        Some(read) => read,
-                        None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
-                    };
-                    if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
-                        && let Some(kept) = observe(limiter, data, settlement)
-                    {
-                        let kept = data.slice(..kept);
-                        self.cut();
-                        if kept.is_empty() {
-                            continue;
+                    let frame = match shown.take() {
+                        Some(data) => Some(Ok(Frame::data(data))),
+                        None => {
+                            if let Some(data) = ready!(closing.poll_release(upstream, first, cx)) {
+                                return Poll::Ready(Some(Ok(Frame::data(data))));
+                            }
+                            let frame = match first.take() {
+                                Some(read) => read,
+                                None => ready!(poll_frame_within(upstream, &mut self.idle, cx)),
+                            };
+                            if let Some(data) =
+                                frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
+                            {
+                                watch.begin(data);
+                            }
+                            frame
                         }
-                        return Poll::Ready(Some(Ok(Frame::data(kept))));
+                    };
+                    if watch.is_behind() {
+                        match watch.step(settlement) {
+                            Step::Done => {}
+                            Step::Behind(_) => {
+                                *shown = data_of(frame);
+                                return give_way(cx);
+                            }
+                            Step::Cut(kept) => {
+                                self.cut();
+                                let Some(data) = data_of(frame).filter(|_| kept > 0) else { continue };
+                                return Poll::Ready(Some(Ok(Frame::data(data.slice(..kept)))));
+                            }
+                        }
                     }
                     let frame = match frame {
                         Some(Ok(passing)) if passing.is_data() && !upstream.is_end_stream() => {
@@ -223,13 +251,13 @@ impl Tap {
 
     /// Ends the stream between two events, with one more that says so, and lets the upstream go.
     fn cut(&mut self) {
-        let State::Flowing { mut settlement, limiter, .. } = std::mem::replace(&mut self.state, State::Over)
+        let State::Flowing { mut settlement, watch, .. } = std::mem::replace(&mut self.state, State::Over)
         else {
             return;
         };
         self.upstream = None;
         let mut event = settlement.cut_event();
-        if limiter.is_some_and(|limiter| limiter.within_event()) {
+        if watch.within_event() {
             // The first line end may be the second half of one that is there.
             event = [b"\n\n", &event[..]].concat().into();
         }
@@ -249,9 +277,9 @@ impl Tap {
             _ => 0,
         };
         let held = match &self.state {
-            State::Flowing { first, closing, .. } => {
+            State::Flowing { first, shown, closing, .. } => {
                 let closing = if let Closing::With(data, _) = closing { data.len() } else { 0 };
-                first.as_ref().map_or(0, length) + closing
+                first.as_ref().map_or(0, length) + shown.as_ref().map_or(0, Bytes::len) + closing
             }
             State::Ending { closing, last, .. } => closing.as_ref().map_or(0, Bytes::len) + length(last),
             State::Ended(_) | State::Over => 0,
@@ -266,10 +294,21 @@ impl Tap {
 impl Drop for Tap {
     /// The client has left.
     fn drop(&mut self) {
-        if let (State::Flowing { first, settlement, limiter, .. }, Some(body)) =
+        if let (State::Flowing { first, settlement, watch, .. }, Some(body)) =
             (std::mem::replace(&mut self.state, State::Over), self.upstream.take())
         {
-            client_left(Rest::Body { first, body, limiter }, settlement);
+            client_left(Rest::Body { first, body, watch }, settlement);
         }
     }
+}
+
+fn data_of(frame: Option<FrameResult>) -> Option<Bytes> {
+    frame?.ok()?.into_data().ok()
+}
+
+/// To be polled again when all the others have had their turn, and news from the network has been looked for. (A task
+/// that wakes itself has its turn before that.)
+fn give_way<T>(cx: &mut Context<'_>) -> Poll<T> {
+    let _pending = pin!(tokio::task::yield_now()).poll(cx);
+    Poll::Pending
 }

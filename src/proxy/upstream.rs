@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -20,6 +20,8 @@ use super::body::{BodyWatch, RequestBody};
 use super::config::UpstreamConfig;
 use super::departure::{Counting, Departure};
 use super::failure::Failure;
+use super::headers::remove_hop_by_hop;
+use crate::net::InterimSender;
 
 /// How long an idle connection is kept. Node closes its side after 5 s by default: a connection that we give up
 /// first is never one that a request finds half closed.
@@ -112,6 +114,7 @@ impl Upstream {
         watch: Option<&BodyWatch>,
         departure: &Departure,
     ) -> Option<Result<Response<Incoming>, Error>> {
+        forward_interim(&mut request);
         let capture = capture_connection(&mut request);
         let sending = departure.watch(&capture, pool.request(request));
         let sent = self.in_time(sending, watch, departure).await;
@@ -265,6 +268,21 @@ fn frame(request: &mut Request<RequestBody>) {
     if !body.is_end_stream() && body.size_hint().exact().is_none() && !has_length {
         request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
+}
+
+/// Sends the interim answers (1xx) to this request on to its client, where it takes them. `100 Continue` is for the sender
+/// of a body, who is us, and with 101 the answer is the final one.
+fn forward_interim(request: &mut Request<RequestBody>) {
+    let Some(client) = request.extensions_mut().remove::<InterimSender>() else { return };
+    hyper::ext::on_informational(request, move |answer| {
+        if matches!(answer.status(), StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
+            return;
+        }
+        let mut headers = answer.headers().clone();
+        remove_hop_by_hop(&mut headers, &[]);
+        headers.remove(header::CONTENT_LENGTH);
+        client.send(answer.status(), &headers);
+    });
 }
 
 /// The same request once more, where asking twice is asking once: safe methods (RFC 9110, section 9.2.1), no body, no

@@ -1,6 +1,7 @@
 //! The routes around the chat: what they leave in the tables, and that they stay transparent.
 
 mod codings;
+mod interim;
 mod models;
 mod rules;
 mod shipped;

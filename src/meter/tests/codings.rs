@@ -91,3 +91,62 @@ fn a_genuine_answer_in_a_coding_never_looks_plain() {
         }
     }
 }
+
+/// Numbers as JSON, almost 8 MiB of them.
+fn numbers() -> Vec<u8> {
+    let mut body = BODY[..BODY.len() - 1].to_vec();
+    body.extend_from_slice(b", \"numbers\": [1");
+    body.resize((8 << 20) - 2, b' ');
+    body[BODY.len() + 14..].chunks_exact_mut(2).for_each(|pair| pair.copy_from_slice(b",1"));
+    body.extend_from_slice(b"]}");
+    body
+}
+
+#[test]
+fn what_a_few_bytes_decode_to_is_read_in_small_steps() {
+    let body = numbers();
+    let plain = read(JSON, std::str::from_utf8(&body).unwrap());
+    assert_eq!(plain.usage.total(), Some(33));
+    for coding in ["gzip", "deflate", "raw deflate", "br", "zstd"] {
+        let encoded = encode(&body, coding);
+        assert!(encoded.len() < 50 << 10, "{coding}: {}", encoded.len());
+        let header = coding.trim_start_matches("raw ");
+        let mut meter = Meter::new(&auto(), &config(), 200, Some(JSON.as_bytes()), Some(header.as_bytes()));
+        let (mut rest, mut steps, mut most, mut before) = (&encoded[..], 1, 0, 0);
+        while let Some(taken) = meter.step(rest) {
+            rest = &rest[taken..];
+            steps += 1;
+            let decoded = meter.body.decoded();
+            most = most.max(decoded - before);
+            before = decoded;
+        }
+        assert!(steps >= 32 && most <= 256 << 10, "{coding}: {steps} steps, {most} bytes in one");
+        assert_eq!(meter.finish(), plain, "{coding}");
+        let pieces = pieces(&encoded, &[1, 7, 3000]);
+        assert_eq!(read_pieces(&pieces, 200, JSON, Some(header)), plain, "{coding}");
+    }
+}
+
+#[test]
+fn what_decodes_to_nothing_is_read_in_steps_as_well() {
+    let empty = encode(b"", "gzip").repeat(1000);
+    let body = [&empty[..], &encode(BODY, "gzip")].concat();
+    let mut meter = Meter::new(&auto(), &config(), 200, Some(JSON.as_bytes()), Some(b"gzip"));
+    let (mut rest, mut steps) = (&body[..], 1);
+    while let Some(taken) = meter.step(rest) {
+        rest = &rest[taken..];
+        steps += 1;
+    }
+    assert!(steps >= 8, "{steps}");
+    assert_eq!(meter.finish().usage.total(), Some(33));
+}
+
+#[test]
+fn brotli_has_no_larger_window_than_its_format() {
+    let params = brotli::enc::BrotliEncoderParams { large_window: true, lgwin: 26, ..Default::default() };
+    let mut encoded = Vec::new();
+    brotli::BrotliCompress(&mut &numbers()[..], &mut encoded, &params).unwrap();
+    let reading = read_pieces(&[&encoded], 200, JSON, Some("br"));
+    assert_eq!(reading.flag, Some("corrupt_encoding"));
+    assert_eq!(decode_request(&encoded, Some(b"br"), 16 << 20), Err(DecodeError::Corrupt));
+}

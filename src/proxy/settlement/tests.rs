@@ -1,10 +1,16 @@
 //! What only shows from within: an exchange that ends in a panic.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::future::poll_fn;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Context;
 
 use arc_swap::ArcSwap;
+use http_body::Body as _;
 use jiff::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,9 +21,11 @@ use crate::model::event::Record;
 use crate::model::price::Call;
 use crate::model::tenant::TenantId;
 use crate::model::tokens::{TokenSource, TokenUsage};
+use crate::proxy::body::Body;
 use crate::proxy::charging::{Basis, Unread};
 use crate::proxy::forwarding::Caller;
 use crate::proxy::model_name::Expected;
+use crate::proxy::tap::tap;
 use crate::proxy::{Budget, Drains, PolicyParts};
 use crate::quota::{Enforcer, Overrides, Plans};
 use crate::record::Journal;
@@ -266,4 +274,73 @@ async fn what_could_not_be_read_is_in_the_row_by_its_shape_and_counted_by_route(
     let count =
         |what| core.metrics.unread.get_or_create(&telemetry::Unread { route: route.clone(), what }).get();
     assert_eq!([count("unknown_format"), count("request_text"), count("bomb")], [1, 1, 1]);
+}
+
+/// An answer as the gateway's client of the service has it.
+async fn answer_of(raw: Vec<u8>) -> http::Response<hyper::body::Incoming> {
+    let (near, mut far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(async move {
+        let mut request = [0; 1024];
+        assert!(far.read(&mut request).await.unwrap() > 0);
+        far.write_all(&raw).await.unwrap();
+    });
+    let io = hyper_util::rt::TokioIo::new(near);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender.send_request(http::Request::new(http_body_util::Empty::<Bytes>::new())).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_answer_that_decodes_to_much_leaves_the_others_their_turns() {
+    let mut text = br#"{"usage": {"prompt_tokens": 30, "completion_tokens": 3}, "numbers": [1"#.to_vec();
+    text.extend_from_slice(&b",1".repeat(4_190_000));
+    text.extend_from_slice(b"]}");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&text).unwrap();
+    let body = encoder.finish().unwrap();
+    assert!(body.len() < 20_000);
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n";
+    let length = format!("content-length: {}\r\n\r\n", body.len());
+    let raw = [head.as_bytes(), length.as_bytes(), &body].concat();
+
+    let data = tempfile::tempdir().unwrap();
+    let (core, journal) = core_in(data.path());
+    let mut settlement = opened(&core);
+    settlement.calling().leave();
+    let (head, answer) = answer_of(raw).await.into_parts();
+    settlement.answered(&head);
+    let turns = Arc::new(AtomicUsize::new(0));
+    let seen = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            turns.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut tapped = Body::from(tap(answer, settlement, Duration::from_secs(60)).await);
+    let (mut pauses, mut paused, mut before, mut received) = (0, false, 0, Vec::new());
+    let mut next = |cx: &mut Context<'_>| {
+        let now = seen.load(Ordering::Relaxed);
+        assert!(!paused || now > before, "the other task has its turn in every pause");
+        before = now;
+        let frame = Pin::new(&mut tapped).poll_frame(cx);
+        paused = frame.is_pending();
+        pauses += usize::from(paused);
+        frame
+    };
+    while let Some(frame) = poll_fn(&mut next).await {
+        received.extend_from_slice(frame.unwrap().data_ref().unwrap());
+    }
+    other.abort();
+    assert!(pauses > 50, "{pauses}");
+    assert_eq!(received, body);
+    journal.close();
+    let (_, journal) = core_in(data.path());
+    let mut used = Vec::new();
+    journal.replay(&mut |record| {
+        if let Record::Usage(event) = record {
+            used.push((event.outcome, event.tokens_consumed));
+        }
+    });
+    assert_eq!(used, [(Outcome::Completed, Some(33))]);
 }

@@ -210,7 +210,7 @@ async fn fault_41_interim_answers_leave_the_final_one_intact() {
     ));
     let setup = Setup::new(move || script.clone()).await;
     let (response, row) = setup.chat("tn_interim").await;
-    assert_eq!((response.status, response.text()), (200, body));
+    assert_eq!((response.status, response.text(), response.interim), (200, body, vec![102, 103]));
     assert_eq!(core(&row), came_to("completed", 200, 6, "reported"));
     setup.stop().await;
 }
