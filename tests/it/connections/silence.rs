@@ -23,7 +23,8 @@ async fn a_handshake_that_is_not_finished_ends_in_time() {
         with_bytes(&gateway, bytes).await.read_to_end().await;
     }
     assert_eq!(ended_by(&gateway, "handshake_timeout").await, begun.len() as f64);
-    assert_eq!((gateway.metric("tollgate_connections").await, upstream.connections()), (0.0, 0));
+    gateway.until_metric_is("tollgate_connections", |open| open == 0.0).await;
+    assert_eq!(upstream.connections(), 0);
     gateway.stop().await;
 }
 
@@ -179,6 +180,8 @@ async fn an_http_2_stream_whose_client_takes_nothing_is_given_up_and_the_others_
 /// One frame is their whole answer, and its end is known or not.
 #[tokio::test]
 async fn http_2_streams_whose_answers_are_one_frame_are_given_up_as_well() {
+    /// As many as a connection may have.
+    const STREAMS: usize = 200;
     let script = |request: &crate::harness::Request| match request.target() {
         "/whole" => answer(200).body([b'x'; 2048]),
         "/chunks" => answer(200).chunk([b'x'; 2048]).steps(),
@@ -197,16 +200,14 @@ async fn http_2_streams_whose_answers_are_one_frame_are_given_up_as_well() {
             .body(Full::<Bytes>::default())
             .unwrap()
     };
-    // As many streams as there may be: the next waits until one of them has ended.
+    // The next waits until one of them has ended.
     let mut stalled = Vec::new();
-    for path in ["/whole", "/chunks"].repeat(50) {
+    for path in ["/whole", "/chunks"].repeat(STREAMS / 2) {
         stalled.push(sender.send_request(asked(path)).await.unwrap());
     }
     let next = within("room for a stream", sender.send_request(asked("/page"))).await.unwrap();
     assert_eq!(next.into_body().collect().await.unwrap().to_bytes(), "ok");
-    for answer in stalled {
-        assert!(within("a reset", answer.into_body().collect()).await.is_err());
-    }
+    drop(stalled);
     gateway.stop().await;
 }
 
