@@ -621,7 +621,7 @@ impl<'de> Visitor<'de> for At<'_, '_> {
             if !asked.is_empty() && !seen.iter().any(|known| *known == key) {
                 seen.push(key.into_owned());
             }
-            let places = before.is_some().then(|| asked.clone()).unwrap_or_default();
+            let places = if before.is_some() { asked.clone() } else { Asked::default() };
             map.next_value_seed(At { tree: self.tree, node, asked, found: self.found })?;
             let differ = |before: Vec<Option<String>>| {
                 let pairs = before.into_iter().zip(self.values_at(&places));

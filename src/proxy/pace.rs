@@ -59,8 +59,7 @@ impl Clock {
     }
 
     pub(crate) fn received(&mut self, bytes: usize) {
-        if self.pace.min_rate > 0 {
-            let bought = bytes as u64 * 1_000_000 / self.pace.min_rate;
+        if let Some(bought) = (bytes as u64 * 1_000_000).checked_div(self.pace.min_rate) {
             let latest = Instant::now() + self.pace.grace;
             self.behind = (self.behind + Duration::from_micros(bought)).min(latest);
         }

@@ -182,7 +182,7 @@ impl FormatConfig {
             let [object @ .., _] = &name[..] else { continue };
             into.push((object.to_vec(), Action::Named));
             for count in counts {
-                into.push(([object, &[count.clone()]].concat(), Action::NamedCount));
+                into.push(([object, std::slice::from_ref(count)].concat(), Action::NamedCount));
             }
             into.push((name, Action::Name));
         }
