@@ -1,8 +1,8 @@
-//! The attacks of the soak, each in a loop of its own until it is told to stop.
+//! The attacks of the soak, each in a loop of its own, in a process of their own that runs until it is killed: what they
+//! compute must not be found in the latency of the honest callers.
 //!
 //! Attackers come from addresses of their own (127.0.1.1 and on), as many callers each as one host could be.
 
-use std::cell::Cell;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -12,23 +12,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-/// Running attackers.
-pub(crate) struct Attackers(JoinSet<()>);
-
-impl Attackers {
-    /// Cuts off what they still wait for.
-    pub(crate) async fn end(mut self) {
-        self.0.shutdown().await;
-    }
-}
-
-/// Where an attacker attacks, from where, and until when.
+/// Where an attacker attacks, and from where.
 #[derive(Clone)]
 struct Attack {
     public: SocketAddr,
     admin: SocketAddr,
     from: Ipv4Addr,
-    stop: Rc<Cell<bool>>,
+    /// [`packed_numbers`]' request.
+    packed: Rc<[u8]>,
 }
 
 /// A pause after which an attacker that was thrown out comes again.
@@ -36,17 +27,19 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 const METERED: &str = "POST /api/widget/chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
 
-/// Starts them all.
-pub(crate) fn start(public: SocketAddr, admin: SocketAddr, stop: Rc<Cell<bool>>) -> Attackers {
+/// Attacks the gateway with these listeners, for ever.
+pub(crate) async fn run(public: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
+    let packed: Rc<[u8]> = packed_numbers()?.into();
     let mut all = JoinSet::new();
     let mut host = 0;
     let mut crowd = |count: usize, attack: fn(Attack) -> Attempt| {
         host += 1;
-        let attack_from = Attack { public, admin, from: Ipv4Addr::new(127, 0, 1, host), stop: stop.clone() };
+        let from = Ipv4Addr::new(127, 0, 1, host);
+        let attack_from = Attack { public, admin, from, packed: packed.clone() };
         for _ in 0..count {
             let this = attack_from.clone();
             all.spawn_local(async move {
-                while !this.stop.get() {
+                loop {
                     // What an attacker sees is the gateway's affair.
                     let _ = attack(this.clone()).await;
                     tokio::time::sleep(AGAIN).await;
@@ -60,7 +53,7 @@ pub(crate) fn start(public: SocketAddr, admin: SocketAddr, stop: Rc<Cell<bool>>)
     crowd(100, |attack| Box::pin(half_a_head(attack)));
     crowd(50, |attack| Box::pin(preface_alone(attack)));
     crowd(20, |attack| Box::pin(pings(attack)));
-    crowd(4, |attack| Box::pin(packed_numbers(attack)));
+    crowd(4, |attack| Box::pin(sends_packed_numbers(attack)));
     crowd(4, |attack| Box::pin(refusals(attack)));
     crowd(4, |attack| Box::pin(invented_tenants(attack)));
     crowd(50, |attack| Box::pin(never_reads(attack)));
@@ -68,7 +61,8 @@ pub(crate) fn start(public: SocketAddr, admin: SocketAddr, stop: Rc<Cell<bool>>)
     crowd(10, |attack| Box::pin(garbage(attack)));
     crowd(600, |attack| Box::pin(silent_admin(attack)));
     crowd(4, |attack| Box::pin(guesses(attack)));
-    Attackers(all)
+    while all.join_next().await.is_some() {}
+    Ok(())
 }
 
 type Attempt = std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>>>>;
@@ -144,19 +138,20 @@ async fn pings(attack: Attack) -> std::io::Result<()> {
 }
 
 /// 8 MB of numbers in some kilobytes of gzip.
-async fn packed_numbers(attack: Attack) -> std::io::Result<()> {
+fn packed_numbers() -> std::io::Result<Vec<u8>> {
     let numbers =
         format!("{{\"tenantId\": \"tn_packed\", \"message\": \"x\", \"n\": [{}0]}}", "1,".repeat(4_000_000));
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     packed.write_all(numbers.as_bytes())?;
     let packed = packed.finish()?;
-    drop(numbers);
     let head = format!("{METERED}content-encoding: gzip\r\ncontent-length: {}\r\n\r\n", packed.len());
-    let request = [head.as_bytes(), &packed].concat();
-    while !attack.stop.get() {
-        answered(&attack, &request).await?;
+    Ok([head.as_bytes(), &packed].concat())
+}
+
+async fn sends_packed_numbers(attack: Attack) -> std::io::Result<()> {
+    loop {
+        answered(&attack, &attack.packed).await?;
     }
-    Ok(())
 }
 
 /// Sends a request on a connection of its own, and reads what comes until it is closed.
@@ -178,23 +173,21 @@ async fn refusals(attack: Attack) -> std::io::Result<()> {
     let request = claimed("tn_greedy");
     let mut stream = attack.connect(attack.public).await?;
     let mut sink = [0; 4096];
-    while !attack.stop.get() {
+    loop {
         stream.write_all(&request).await?;
         if stream.read(&mut sink).await? == 0 {
-            break;
+            return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(())
 }
 
 /// Each call of a tenant that nobody has heard of.
 async fn invented_tenants(attack: Attack) -> std::io::Result<()> {
-    while !attack.stop.get() {
+    loop {
         answered(&attack, &claimed(&format!("tn_{:08x}", rand::random::<u32>()))).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
 }
 
 /// Asks for a page again and again, and reads none.

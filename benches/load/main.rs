@@ -51,6 +51,8 @@ struct Options {
     catch_up: Option<u64>,
     /// How long attackers attack.
     soak: Option<Duration>,
+    /// The listeners that this process attacks, and does nothing else.
+    attack: Option<(SocketAddr, SocketAddr)>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -81,6 +83,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         rates: Vec::new(),
         catch_up: None,
         soak: None,
+        attack: None,
     };
     let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
     while let Some(name) = rest.next() {
@@ -93,6 +96,10 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--rates" => options.rates = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--catch-up" => options.catch_up = Some(value.parse()?),
             "--soak" => options.soak = Some(Duration::from_secs(value.parse()?)),
+            "--attack" => {
+                let (public, admin) = value.split_once(',').context("--attack takes two addresses")?;
+                options.attack = Some((public.parse()?, admin.parse()?));
+            }
             "--only" if value == "nginx" => options.with_tollgate = false,
             _ => bail!("unknown: {name} {value}"),
         }
@@ -101,6 +108,9 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
+    if let Some((public, admin)) = options.attack {
+        return attacks::run(public, admin).await;
+    }
     let upstream = upstream::start().await?;
     let scratch = target::scratch()?;
     // A child of this process, and so on its core.

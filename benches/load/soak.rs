@@ -1,11 +1,10 @@
 //! The soak: honest callers beside every attack at once.
 //!
-//! First the honest callers alone, which is the calm; then all attacks of [`attacks`] from other addresses of the
+//! First the honest callers alone, which is the calm; then all attacks of `attacks.rs` from other addresses of the
 //! loopback net, for so many seconds; then quiet again. Shown are the honest callers' latencies in the calm and in the
 //! storm, how many of them were refused or cut off, whether the admin listener still said that it is well, and what
 //! memory the gateway held before, at most, and after.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -14,10 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use super::client::Load;
 use super::target::Target;
-use super::{Options, attacks, upstream};
+use super::{Options, upstream};
 
 /// Honest calls a second, all together: far below what one core can do, so that latency is not the queue's.
 const HONEST_RATE: u32 = 200;
@@ -69,14 +69,20 @@ pub(crate) async fn run(
     let calm = honest(&target, admin, CALM).await.context("in the calm")?;
     println!("calm   {}", calm.line());
 
-    let stop = Rc::new(Cell::new(false));
-    let attackers = attacks::start(target.address, admin, stop.clone());
+    let (exe, at) = (std::env::current_exe()?, format!("{},{admin}", target.address));
+    // Of the machine's time they get what is left: honest callers come from other machines.
+    let mut attackers = Command::new("nice")
+        .args(["-n", "19"])
+        .arg(exe)
+        .args(["--bench", "--attack", &at])
+        .kill_on_drop(true)
+        .spawn()
+        .context("starting the attackers")?;
     // What is measured is the storm, not its first gust.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let stormy = honest(&target, admin, storm).await.context("in the storm")?;
     println!("storm  {}", stormy.line());
-    stop.set(true);
-    attackers.end().await;
+    attackers.kill().await?;
 
     tokio::time::sleep(AFTER).await;
     let after = target.rss_kb()? / 1024;
