@@ -66,7 +66,9 @@ fn main() -> anyhow::Result<()> {
         cfg!(target_os = "linux"),
         "the load run reads /proc and pins processes to cores: it needs Linux"
     );
-    ensure!(std::thread::available_parallelism()?.get() > 1, "the load run needs two cores");
+    // An attacker is started on the core of the load.
+    let cores = std::thread::available_parallelism()?.get();
+    ensure!(options.attack.is_some() || cores > 1, "the load run needs two cores");
     // Before the runtime: it must not have a thread yet.
     pin_myself(LOAD_CORE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
