@@ -1,7 +1,7 @@
 //! Rows of sessions that could not be looked up when they called, moved to their tenants.
 //!
 //! 1. Rows, counters and aggregates change together or not at all. A row is moved once: it must still be of
-//!    [`UNRESOLVED`](crate::model::tenant::UNRESOLVED).
+//!    [`UNRESOLVED`].
 //! 2. Counters change by what `drift.sql` says that the rows were charged to, so that what agreed with its events still does.
 //!    The tenant's counter is that of the same window: one that begins elsewhere, in a time zone of the tenant's plan, is
 //!    not charged.
