@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use http::Request;
+use http::header::{self, HeaderName};
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, Connection};
 use hyper::service::{Service, service_fn};
@@ -23,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, attend, greet};
+use crate::net::{Activity, ClientStream, Ended, Held, Limits, Protocol, attend, greet, spell_head};
 
 /// Connections at once, at most. Prometheus, probes, a dashboard and some people need a dozen.
 pub const MAX_CONNECTIONS: usize = 512;
@@ -148,18 +149,23 @@ async fn converse(
 
 /// Answers a head that could not be parsed.
 async fn refuse(stream: ClientStream, error: &hyper::Error, stop: &CancellationToken) {
-    let Some(status) = stream.withheld() else { return };
-    let id = uuid::Uuid::now_v7();
+    let Some(status) = stream.withheld().and_then(|status| StatusCode::from_u16(status).ok()) else { return };
+    let id = uuid::Uuid::now_v7().to_string();
     let error = format!("not valid HTTP ({error})");
     let body = json!({"error": error, "code": "bad_request", "request_id": id}).to_string();
-    let answer = format!(
-        "HTTP/1.1 {status} \r\ncontent-type: application/json\r\nx-request-id: {id}\r\ncache-control: no-store\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (HeaderName::from_static("x-request-id"), &id),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONNECTION, "close"),
+        (header::CONTENT_LENGTH, &body.len().to_string()),
+    ];
+    let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect();
+    let mut answer = spell_head(status, &headers);
+    answer.extend_from_slice(body.as_bytes());
     tokio::select! {
         biased;
-        _ = stream.answer_and_close(answer.as_bytes()) => {}
+        _ = stream.answer_and_close(&answer) => {}
         () = tokio::time::sleep(LIMITS.head) => {}
         () = stop.cancelled() => {}
     }

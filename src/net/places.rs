@@ -1,10 +1,12 @@
 //! How many connections there may be: in all, and for each client address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+
+use crate::model::client::network;
 
 /// Room for connections.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Places {
     pub(crate) fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Full> {
         let peer = peer.to_canonical();
         let counted = self.most_each > 0 && !self.exempt.iter().any(|net| net.contains(&peer));
-        let client = counted.then(|| client_of(peer));
+        let client = counted.then(|| network(peer));
         let mut taken = self.taken();
         if taken.all >= self.most {
             return Err(Full::All);
@@ -60,13 +62,6 @@ impl Places {
         }
         taken.all += 1;
         Ok(Place { places: self.clone(), client })
-    }
-}
-
-fn client_of(peer: IpAddr) -> IpAddr {
-    match peer {
-        IpAddr::V4(_) => peer,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
     }
 }
 

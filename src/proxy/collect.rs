@@ -37,7 +37,7 @@ pub(crate) async fn collect(
 ) -> Result<Collected, Failure> {
     let declared = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
     let mut clock = Clock::new(pace);
-    let mut buffer = Buffer::new(declared.unwrap_or(0).min(limit));
+    let mut buffer = Buffer::new(declared.unwrap_or(limit).min(limit));
     let mut trailers = None;
     loop {
         let next = timeout_at(clock.deadline(), body.frame()).await;
@@ -64,68 +64,82 @@ pub(crate) async fn collect(
 }
 
 /// What has come. One frame stays what it is; several become one piece, so that thousands of small frames hold no more
-/// than their bytes.
+/// than their bytes. Nothing is reserved by a declared length: an allocator gives out memory that was written to before,
+/// and such memory is held whether its new bytes have come or not.
 #[derive(Debug)]
-enum Buffer {
-    Frame { data: Bytes, declared: usize },
-    Joined(Vec<u8>),
+struct Buffer {
+    first: Bytes,
+    joined: Vec<u8>,
+    /// No more bytes than these are to come.
+    most: usize,
 }
 
 impl Buffer {
-    fn new(declared: usize) -> Self {
-        Buffer::Frame { data: Bytes::new(), declared }
+    fn new(most: usize) -> Self {
+        Self { first: Bytes::new(), joined: Vec::new(), most }
     }
 
     fn len(&self) -> usize {
-        match self {
-            Buffer::Frame { data, .. } => data.len(),
-            Buffer::Joined(data) => data.len(),
-        }
+        self.first.len() + self.joined.len()
     }
 
-    /// The capacity that it has with so many bytes more. Of a declared length all is reserved at once: pages that nothing
-    /// was written to are none.
+    /// The bytes that it holds when so many more have come: twice as many as before, where it has to grow.
     fn room(&self, more: usize) -> usize {
-        match self {
-            Buffer::Frame { data, declared } => (data.len() + more).max(*declared),
-            Buffer::Joined(data) if data.len() + more <= data.capacity() => data.capacity(),
-            Buffer::Joined(data) => (data.len() + more).max(data.capacity() * 2),
+        let length = self.len() + more;
+        match self.joined.capacity() {
+            _ if self.len() == 0 => length,
+            capacity if capacity >= length => capacity,
+            _ => length.max((self.len() * 2).min(self.most)),
         }
     }
 
     /// The memory that it takes with so many bytes more.
     fn needs(&self, more: usize) -> usize {
-        let length = self.len() + more;
-        let bytes = match self {
-            Buffer::Frame { .. } => length,
-            // Of what was reserved beyond the bytes that are here nothing was touched.
-            Buffer::Joined(data) if length <= data.capacity() => length,
-            Buffer::Joined(_) => self.room(more),
-        };
-        bytes.next_multiple_of(STEP)
+        self.room(more).next_multiple_of(STEP)
     }
 
     fn push(&mut self, more: Bytes) {
-        let room = self.room(more.len());
-        match self {
-            Buffer::Frame { data, .. } if data.is_empty() => *data = more,
-            Buffer::Frame { data, .. } => {
-                let mut joined = Vec::with_capacity(room);
-                joined.extend_from_slice(data);
-                joined.extend_from_slice(&more);
-                *self = Buffer::Joined(joined);
-            }
-            Buffer::Joined(data) => {
-                data.reserve_exact(room - data.len());
-                data.extend_from_slice(&more);
-            }
+        if self.len() == 0 {
+            self.first = more;
+            return;
         }
+        let room = self.room(more.len());
+        self.joined.reserve_exact(room - self.joined.len());
+        self.joined.extend_from_slice(&std::mem::take(&mut self.first));
+        self.joined.extend_from_slice(&more);
     }
 
     fn take(&mut self) -> Bytes {
-        match self {
-            Buffer::Frame { data, .. } => std::mem::take(data),
-            Buffer::Joined(data) => std::mem::take(data).into(),
+        if self.joined.is_empty() {
+            std::mem::take(&mut self.first)
+        } else {
+            std::mem::take(&mut self.joined).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_takes_what_it_holds_whatever_length_it_declares() {
+        for (declared, frame, frames) in
+            [(8 << 20, 100, 3), (8 << 20, 60_000, 9), (300_000, 30_000, 10), (8 << 20, 1000, 90)]
+        {
+            let mut buffer = Buffer::new(declared);
+            let mut whole = Vec::new();
+            for number in 0..frames {
+                let data = vec![number; frame];
+                let needs = buffer.needs(frame);
+                buffer.push(Bytes::from(data.clone()));
+                whole.extend(data);
+                assert!(needs >= buffer.joined.capacity() && needs >= whole.len(), "what it holds is taken");
+                assert!(needs <= 2 * whole.len() + STEP, "{needs} for {} bytes", whole.len());
+            }
+            assert!(buffer.needs(0) <= declared.next_multiple_of(STEP));
+            assert_eq!(buffer.take(), whole);
+            assert_eq!((buffer.len(), buffer.take().len()), (0, 0));
         }
     }
 }

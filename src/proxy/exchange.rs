@@ -289,7 +289,7 @@ impl Exchange<'_> {
             body: inspected,
             segments: &self.segments,
         };
-        self.route.sources.identify(&evidence, &self.core.directory).await
+        self.route.sources.identify(evidence, &self.core.directory).await
     }
 
     /// The tenant's limits, and whether they are a guess. Where it is not charged, only whether it is blocked matters.

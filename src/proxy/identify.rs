@@ -236,10 +236,10 @@ impl Rules {
     /// all such sessions share: its tenant is [`TenantId::unresolved`]. While the database is only busy it is not.
     pub(crate) async fn identify(
         &self,
-        evidence: &Evidence<'_>,
+        mut evidence: Evidence<'_>,
         directory: &Arc<Directory>,
     ) -> Result<Tenancy, Rejection> {
-        let mut by_token = evidence.token.clone();
+        let mut by_token = evidence.token.take();
         let mut missing = "no configured source names a tenant";
         let mut unanswered: Option<(Fault, &str)> = None;
         if evidence.body.is_some_and(|body| body.ambiguous) {

@@ -148,7 +148,7 @@ impl Worker {
             Ok(found) => found,
             Err(failure) => {
                 self.core.metrics.bad_requests.inc();
-                return self.reply(&failure, Some(id), &target, origin.as_ref(), None);
+                return refuse(&failure, Some(id), &target, origin.as_ref(), None);
             }
         };
         let metered = found.as_ref().map(|found| found.route.clone());
